@@ -1,0 +1,114 @@
+"""What ``benchmarks.compile_report`` compiles: a kernel with one set of types, constants and launch options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCase:
+    """One Triton kernel in one shipped configuration.
+
+    Attributes:
+        kernel: the ``@triton.jit`` function.
+        name: unique, and the same on every architecture that compiles it, as "attention forward bf16 d64".
+        signature: type of every argument that is not a constant, in Triton's words: "*bf16", "*i32", "i32", "i64", "fp32".
+        constexprs: value of every ``tl.constexpr`` argument (and of arguments given as None).
+        num_warps: warps of a program.
+        num_stages: stages of the software pipeline.
+        matrix: whether the machine code must hold matrix instructions (16-bit and TF32 tiles of 64 rows and more).
+        unaligned: arguments that are not multiples of 16; pointers and other integers are taken to be.
+        arches: compute capabilities that ship this configuration.
+    """
+
+    kernel: Callable
+    name: str
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    num_warps: int = 4
+    num_stages: int = 3
+    matrix: bool = False
+    unaligned: frozenset[str] = field(default_factory=frozenset)
+    arches: tuple[int, ...] = (80, 90, 100)
+
+
+POINTERS = {
+    **dict.fromkeys(("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v"), "tokens"),
+    **dict.fromkeys(("lse", "grad_lse", "delta"), "*fp32"),
+    **dict.fromkeys(("table", "cu_seqlens_q", "cu_seqlens_k"), "*i32"),
+    **dict.fromkeys(("scale", "scale_log2"), "fp32"),
+}
+TYPES = {"half": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
+
+
+def _signature(kernel: Callable, kind: str) -> dict[str, str]:
+    types = {name: POINTERS.get(name, "i32") for name in kernel.arg_names}
+    return {name: TYPES[kind] if found == "tokens" else found for name, found in types.items()}
+
+
+def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal: bool) -> CompileCase:
+    """One kernel ("forward", "dkdv", "dq") of varlen_attention with ``tile``, a ``triton_configs.Tile``."""
+    from fastvivit.ops.varlen_attention import triton_backward, triton_forward
+    from fastvivit.ops.varlen_attention.triton_configs import head_pad
+
+    kernel, own = {
+        "forward": (triton_forward._varlen_attention_forward_kernel, {"NEGATE": False}),
+        "dkdv": (triton_backward._varlen_attention_backward_dkdv_kernel, {"GROUP": 1}),
+        "dq": (triton_backward._varlen_attention_backward_dq_kernel, {}),
+    }[which]
+    constants = {
+        "HEAD_DIM": head_dim,
+        "HEAD_PAD": head_pad(head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "CAUSAL": causal,
+        "WIDE": False,
+        "PRECISION": "ieee" if kind == "ieee" else "tf32",
+    }
+    rows = tile.block_n if which == "dkdv" else tile.block_m
+    return CompileCase(
+        kernel=kernel,
+        name=f"attention {which} {kind} d{head_dim}{' causal' * causal} {tile.block_m}x{tile.block_n} sm{arch}",
+        signature=_signature(kernel, kind),
+        constexprs=constants | own,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        matrix=kind != "ieee" and rows >= 64,
+        arches=(arch,),
+    )
+
+
+def attention_cases() -> list[CompileCase]:
+    """Every kernel of varlen_attention in every configuration that it ships; causal and odd head dims in 16 bits."""
+    from fastvivit.ops.varlen_attention import triton_backward
+    from fastvivit.ops.varlen_attention.triton_configs import DELTA, HEAD_PADS, KINDS, TILES
+
+    cases = []
+    for arch, table in TILES.items():
+        for kind in KINDS:
+            variants = [(pad, False) for pad in HEAD_PADS]
+            if kind == "half":
+                variants += [(80, False), (96, False), *((pad, True) for pad in HEAD_PADS)]
+            for head_dim, causal in variants:
+                tiles = table[kind, max(16, 1 << (head_dim - 1).bit_length())]
+                cases += [
+                    attention_case(which, tile, arch, kind, head_dim, causal)
+                    for which, tile in tiles._asdict().items()
+                ]
+    kernel = triton_backward._varlen_attention_backward_delta_kernel
+    for head_dim in (64, 80, 256):
+        pad = 1 << (head_dim - 1).bit_length()
+        constants = {"HEAD_DIM": head_dim, "HEAD_PAD": pad, "BLOCK_M": DELTA.block_m, "HAS_GRAD_LSE": True}
+        cases.append(
+            CompileCase(
+                kernel=kernel,
+                name=f"attention delta half d{head_dim}",
+                signature=_signature(kernel, "half"),
+                constexprs=constants,
+                num_warps=DELTA.num_warps,
+                num_stages=DELTA.num_stages,
+                arches=(80, 86, 90, 100),
+            )
+        )
+    return cases

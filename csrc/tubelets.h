@@ -1,0 +1,41 @@
+// The geometry that the patch gather and its gradient share. Every field has eight bytes, so a
+// ctypes.Structure needs no padding rules.
+#pragma once
+
+#include <cstdint>
+
+typedef struct {
+    const void* video;   // element (0, 0, 0, 0, 0)
+    int64_t dtype;       // 0 f32, 2 f16, 3 bf16, 4 uint8
+    int64_t stride[5];   // of clip, channel, frame, row, column; in elements
+    int64_t channels;    // C
+    int64_t kernel[3];   // pixels of a tubelet along t, h, w
+    int64_t step[3];     // pixels from one tubelet to the next
+    int64_t offset[3];   // pixels before the first one
+    int64_t grid[3];     // tubelets along each axis; offset + (grid - 1) * step + kernel fits the video
+    const float* scale;  // (C): value = x * scale[c] + shift[c]
+    const float* shift;  // (C)
+} fv_tubelets;
+
+namespace fv {
+
+inline int64_t tokens_per_clip(const fv_tubelets& g) { return g.grid[0] * g.grid[1] * g.grid[2]; }
+
+inline int64_t tubelet_pixels(const fv_tubelets& g) { return g.kernel[0] * g.kernel[1] * g.kernel[2]; }
+
+// Where tubelet `id` of one clip starts along axis 0 (frames), 1 (rows) or 2 (columns).
+inline int64_t tubelet_start(const fv_tubelets& g, int64_t id, int axis) {
+    if (axis == 2) return g.offset[2] + id % g.grid[2] * g.step[2];
+    if (axis == 1) return g.offset[1] + id / g.grid[2] % g.grid[1] * g.step[1];
+    return g.offset[0] + id / (g.grid[2] * g.grid[1]) * g.step[0];
+}
+
+// Element offset of tubelet `id`, counted over all clips.
+inline int64_t tubelet_offset(const fv_tubelets& g, int64_t id) {
+    const int64_t tokens = tokens_per_clip(g);
+    const int64_t place = id % tokens;
+    return id / tokens * g.stride[0] + tubelet_start(g, place, 0) * g.stride[2] +
+           tubelet_start(g, place, 1) * g.stride[3] + tubelet_start(g, place, 2) * g.stride[4];
+}
+
+}  // namespace fv

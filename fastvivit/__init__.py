@@ -1,0 +1,42 @@
+"""fastvivit: encoders for long video on packed tokens, and the kernels that carry them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from fastvivit import functional, metrics
+from fastvivit._backends import BackendError
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.text import TextTower
+from fastvivit.modules.vivit import EncoderOutput, ViViT
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "EncoderOutput",
+    "TextTower",
+    "VideoTextModel",
+    "ViViT",
+    "ViViTConfig",
+    "data",
+    "functional",
+    "load_pretrained",
+    "metrics",
+    "save_pretrained",
+    "train",
+]
+
+# Loaded when first used: `import fastvivit` needs torch and nothing else.
+_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train"}
+_LAZY_NAMES = {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(_LAZY[name])
+    if name in _LAZY_NAMES:
+        return getattr(import_module(_LAZY_NAMES[name]), name)
+    raise AttributeError(f"module 'fastvivit' has no attribute {name!r}")

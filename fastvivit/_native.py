@@ -1,0 +1,169 @@
+"""The compiled CPU library: found, checked against its sources, bound. Importing this loads nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+LIBRARY = "libfastvivit_cpu.so"
+RECORD = "_build.json"
+REBUILD = "build it with `python setup.py build_ext --inplace` or `pip install .`"
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class Tubelets(ctypes.Structure):
+    """`fv_tubelets` of csrc/tubelets.h: (t, h, w) triples; strides of clip, channel, t, h, w in elements."""
+
+    _fields_ = [
+        ("video", c_void_p),
+        ("dtype", c_int64),
+        ("stride", c_int64 * 5),
+        ("channels", c_int64),
+        ("kernel", c_int64 * 3),
+        ("step", c_int64 * 3),
+        ("offset", c_int64 * 3),
+        ("grid", c_int64 * 3),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "fv_init": (None, [c_void_p]),
+    "fv_source_hash": (c_char_p, []),
+    "fv_cpu_level": (c_char_p, []),
+    "fv_set_cpu_level": (None, [c_int32]),
+    "fv_flat_ids": (c_int64, [c_void_p, c_int64, c_int64, c_int64, c_int32, c_void_p]),
+    "fv_invert_ids": (None, [c_void_p, c_int64, c_int64, c_void_p]),
+    "fv_sort_ids": (None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
+    "fv_gather_rows": (
+        None,
+        [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p],
+    ),
+    "fv_segment_sum": (
+        None,
+        [c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_void_p],
+    ),
+    "fv_patches": (None, [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_int64, c_void_p]),
+    "fv_patches_backward": (None, [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_void_p]),
+    "fv_embed_rows": (
+        None,
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p],
+    ),
+}
+
+
+def source_hash(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of the files under `folder`, hidden ones left out."""
+    digest = hashlib.sha256()
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(files):
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        content = files[name].read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def load() -> ctypes.CDLL | None:
+    """Return the library with its signatures set and torch's threads handed over, or None; see `reason`."""
+    return _loaded()[0]
+
+
+def reason() -> str | None:
+    """Return why `load` gives None, with the compiler's message if there was one; None when it does not."""
+    return _loaded()[1]
+
+
+def info() -> dict[str, Any]:
+    """Return what is known of it: available, reason, path, cpu_level, source_hash and the build record."""
+    library, why = _loaded()
+    path = _PACKAGE / LIBRARY
+    return {
+        "available": library is not None,
+        "reason": why,
+        "path": str(path) if path.is_file() else None,
+        "cpu_level": library.fv_cpu_level().decode() if library else None,
+        "source_hash": library.fv_source_hash().decode() if library else None,
+        "build": _record(),
+    }
+
+
+def torch_symbol(name: str) -> int | None:
+    """Return the address of a C symbol of torch's CPU library, such as `sgemm_`, or None."""
+    for library in _torch_libraries():
+        try:
+            return ctypes.cast(getattr(library, name), c_void_p).value
+        except AttributeError:
+            continue
+    return None
+
+
+@functools.cache
+def _torch_libraries() -> tuple[ctypes.CDLL, ...]:
+    import torch
+
+    folder = Path(torch.__file__).resolve().parent / "lib"
+    names = [folder / name for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")]
+    # A symbol look-up in torch's extension module also searches the libraries it was linked with, wherever a
+    # distribution has put them.
+    names.append(Path(torch._C.__file__))
+    libraries = []
+    for path in names:
+        if path.is_file():
+            try:
+                libraries.append(ctypes.CDLL(str(path)))
+            except OSError:
+                continue
+    return tuple(libraries)
+
+
+def _record() -> dict[str, Any]:
+    try:
+        record = json.loads((_PACKAGE / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _expected_hash(record: dict[str, Any]) -> str | None:
+    root = _PACKAGE.parent
+    # An installed package may have some other project's `csrc` beside it; ours stands next to its setup.py.
+    if (root / "setup.py").is_file() and (root / "csrc" / "tubelets.h").is_file():
+        return source_hash(root / "csrc")
+    return record.get("source_hash")
+
+
+def _bind(library: ctypes.CDLL) -> None:
+    for name, (restype, argtypes) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = restype, argtypes
+
+
+@functools.cache
+def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
+    path, record = _PACKAGE / LIBRARY, _record()
+    if not path.is_file():
+        return None, f"the CPU library is not built: {record.get('error') or REBUILD}"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.fv_source_hash.restype = c_char_p
+        built, expected = library.fv_source_hash().decode(), _expected_hash(record)
+        if built != expected:
+            wanted = (expected or "unknown")[:12]
+            return None, f"the CPU library is stale: built from csrc {built[:12]}, wanted {wanted}; {REBUILD}"
+        _bind(library)
+    except (OSError, AttributeError) as error:
+        return None, f"the CPU library cannot be loaded: {error}"
+    threads = torch_symbol("torch_parallel_for")
+    if threads is None:
+        return None, "this torch has no torch_parallel_for (it came with torch 2.10)"
+    library.fv_init(threads)
+    return library, None

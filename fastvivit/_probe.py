@@ -1,0 +1,55 @@
+"""What this machine has, or the reason it does not. Every answer is computed once, when first asked."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+from fastvivit import _native
+
+
+@cache
+def no_triton() -> str | None:
+    """Why Triton can't be used here, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install fastvivit[gpu])"
+    import torch
+
+    if not torch.cuda.is_available() and not interpreting():
+        return "no CUDA device (TRITON_INTERPRET=1 runs Triton kernels on the CPU)"
+    return None
+
+
+@cache
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter: Triton reads this variable when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True")
+
+
+@cache
+def no_native() -> str | None:
+    """Why the compiled CPU kernels can't be used here, or None."""
+    return None if _native.load() is not None else _native.reason()
+
+
+def refuses_triton(tensor) -> str | None:
+    """Why the ``triton`` backend can't take ``tensor`` (device and dtype), or None."""
+    import torch
+
+    if tensor.is_cuda:
+        return None
+    if tensor.device.type != "cpu" or not interpreting():
+        return f"tensors are on {tensor.device}, wanted cuda (or cpu under TRITON_INTERPRET=1)"
+    if tensor.dtype == torch.bfloat16:
+        return "bfloat16 is wrong in Triton's interpreter; wanted float32 or float16 on cpu"
+    return None
+
+
+def refuses_native(tensor, dtypes) -> str | None:
+    """Why the ``cpp`` backend can't take ``tensor``, or None."""
+    if tensor.device.type != "cpu":
+        return f"tensors are on {tensor.device}, wanted cpu"
+    if tensor.dtype not in dtypes:
+        return f"dtype {tensor.dtype}, wanted {' | '.join(str(d).removeprefix('torch.') for d in dtypes)}"
+    return None

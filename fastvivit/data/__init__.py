@@ -1,0 +1,29 @@
+"""Clips out of video files: decoding by time, manifests, data sets, moving digits."""
+
+from fastvivit.data.container import VideoError, VideoInfo, probe
+from fastvivit.data.dataset import ClipDataset, Failure, collate
+from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.manifest import Entry, read_manifest, write_manifest
+from fastvivit.data.sampler import EpochSampler
+from fastvivit.data.seeds import sample_seed
+from fastvivit.data.video import read_clip
+from fastvivit.data.writer import write_clip
+
+__all__ = [
+    "ClipDataset",
+    "DigitsConfig",
+    "Entry",
+    "EpochSampler",
+    "Failure",
+    "VideoError",
+    "VideoInfo",
+    "collate",
+    "make_clip",
+    "probe",
+    "read_clip",
+    "read_manifest",
+    "sample_seed",
+    "write_clip",
+    "write_digits",
+    "write_manifest",
+]

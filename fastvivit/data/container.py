@@ -1,0 +1,178 @@
+"""Opening video files: which stream is meant, what the header says, and errors that name the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch.utils.data import get_worker_info
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_MOST_THREADS = 4  # more gains little up to 720p, and every thread holds a few more decoded pictures
+
+
+class VideoError(ValueError):
+    """A file that can't be read as asked; the message names the file and says what was found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a file's header says of its default video stream. Headers may be wrong: nothing here is measured.
+
+    Attributes:
+        duration: seconds, or None where the header has none.
+        width: pixels of a picture as stored, before any rotation.
+        height: pixels of a picture as stored, before any rotation.
+        fps: average pictures per second, or None where the header has none.
+        streams: how many video streams the file holds, cover pictures left out.
+        codec: FFmpeg's name of the codec, such as ``"h264"``.
+    """
+
+    duration: float | None
+    width: int
+    height: int
+    fps: float | None
+    streams: int
+    codec: str
+
+
+def import_av() -> ModuleType:
+    """PyAV, imported when first used, so that the library itself needs torch only.
+
+    Raises:
+        ImportError: PyAV is not installed; the message says how to get it.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            f"reading and writing video files needs PyAV ({error}): pip install fastvivit[video]"
+        ) from error
+    return av
+
+
+@contextmanager
+def open_video(path: str | os.PathLike[str], what: str = "path") -> Iterator[InputContainer]:
+    """Open a local file for decoding; it is closed on every way out.
+
+    Args:
+        path: a local file.
+        what: how an error names the argument that the path came from.
+
+    Yields:
+        PyAV's container.
+
+    Raises:
+        VideoError: no such file, a directory, an empty file, or one that FFmpeg can't open.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise VideoError(f"{what}: wanted a video file, no such file: {file}")
+    if not file.is_file():
+        raise VideoError(f"{what}: wanted a video file, {file} is not a file")
+    if file.stat().st_size == 0:
+        raise VideoError(f"{what}: wanted a video file, {file} is empty (0 bytes)")
+    container = _open(file, what)
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def _open(file: Path, what: str) -> InputContainer:
+    av = import_av()
+    name = str(file.absolute())  # FFmpeg takes "a:b.mp4" for a protocol called "a", but not "/dir/a:b.mp4"
+    try:
+        try:
+            # PyAV 18 decodes tags strictly unless told otherwise: old AVI files have Latin-1 ones.
+            return av.open(name, metadata_errors="ignore")
+        except TypeError:
+            return av.open(name)  # PyAV 19 dropped the argument together with the need for it
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{what}: {file} can't be opened as a video: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """FFmpeg's own words for an error, without the file name that PyAV appends to them."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """The video streams of a container in file order, without cover pictures."""
+    cover = import_av().stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+def choose_stream(container: InputContainer, file: Path, index: int | None) -> VideoStream:
+    """The video stream that ``index`` names, or the one that players take.
+
+    ``None`` takes FFmpeg's best stream: the default disposition first, then more pictures and bits. That is
+    often not the first: some files carry a small preview before the film.
+
+    Raises:
+        VideoError: no video stream, or no stream of that index.
+    """
+    streams = video_streams(container)
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+        raise VideoError(f"{file}: wanted a video stream, found none (the file holds: {', '.join(kinds)})")
+    if index is None:
+        chosen = container.streams.best("video")
+        if chosen not in streams:  # a cover picture, or no stream that this FFmpeg can decode
+            default = import_av().stream.Disposition.default
+            chosen = next((stream for stream in streams if stream.disposition & default), streams[0])
+    elif 0 <= index < len(streams):
+        chosen = streams[index]
+    else:
+        raise VideoError(
+            f"stream: wanted one of the {len(streams)} video streams of {file} (0 to {len(streams) - 1}), "
+            f"got {index}"
+        )
+    if chosen.codec_context is None:
+        raise VideoError(f"{file}: this FFmpeg has no decoder for video stream {streams.index(chosen)}")
+    return chosen
+
+
+def decoder_threads() -> int:
+    """Decoder threads for one reader: the cores, shared among the DataLoader workers. Changes no picture."""
+    worker = get_worker_info()
+    cores = (os.cpu_count() or 1) // (worker.num_workers if worker else 1)
+    return max(1, min(_MOST_THREADS, cores))
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Read a file's header, decoding nothing.
+
+    Args:
+        path: a local video file.
+
+    Returns:
+        What the header says of the default video stream; see `VideoInfo`.
+
+    Raises:
+        VideoError: unreadable, empty, no such file, or no video stream.
+        ImportError: PyAV is not installed.
+    """
+    with open_video(path) as container:
+        stream = choose_stream(container, Path(path), None)
+        duration = None
+        if stream.duration is not None and stream.time_base is not None:
+            duration = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration = container.duration / import_av().time_base
+        return VideoInfo(
+            duration=duration,
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            streams=len(video_streams(container)),
+            codec=stream.codec_context.name,
+        )

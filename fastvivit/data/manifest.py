@@ -1,0 +1,224 @@
+"""Manifests: which clips a data set holds, one JSON object a line, or a CSV with the same columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_FIELDS = ("video", "caption", "start", "end", "stream", "twin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One clip and what is said about it.
+
+    Attributes:
+        video: the file.
+        captions: one or more sentences that each describe the clip.
+        start: seconds after the file's first picture at which the clip begins.
+        end: seconds at which it ends, or None for the end of the file.
+        stream: index among the file's video streams, or None for the default one.
+        twin: another video of the manifest that belongs into the same batch, or None.
+        extra: every other field of the line, as it was.
+    """
+
+    video: Path
+    captions: tuple[str, ...]
+    start: float = 0.0
+    end: float | None = None
+    stream: int | None = None
+    twin: Path | None = None
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other."""
+        if not self.captions or not all(isinstance(c, str) and c.strip() for c in self.captions):
+            raise ValueError(f"caption: wanted a sentence or a list of them, got {list(self.captions)!r}")
+        if not (self.start >= 0 and math.isfinite(self.start)):
+            raise ValueError(f"start: wanted finite seconds of at least 0, got {self.start!r}")
+        if self.end is not None and not (self.end > self.start and math.isfinite(self.end)):
+            raise ValueError(f"end: wanted finite seconds after start ({self.start}), got {self.end!r}")
+        if self.stream is not None and self.stream < 0:
+            raise ValueError(f"stream: wanted an index of at least 0, got {self.stream!r}")
+        clash = sorted(set(self.extra) & set(_FIELDS))
+        if clash:
+            raise ValueError(f"extra: wanted fields that an entry doesn't have itself, got {clash}")
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
+    """Read a manifest; the videos themselves are not looked at.
+
+    A line of JSON is ``{"video": path, "caption": str | [str], "start": s?, "end": s?, "stream": i?,
+    "twin": path?}`` and any further fields. A name ending in ``.csv`` is read as CSV with these columns in
+    its first line; an empty cell is an absent field, and a video with several captions takes several lines.
+    Paths are relative to the manifest's folder. Empty lines are passed over.
+
+    Args:
+        path: a JSONL or CSV file in UTF-8.
+
+    Returns:
+        At least one entry, in the order of the file.
+
+    Raises:
+        ValueError: no such file, not UTF-8, no entry, or a bad line: file, line number and field are named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
+    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
+    entries = []
+    try:
+        for line, row in rows(file):
+            try:
+                entries.append(_entry(row, file.parent))
+            except ValueError as error:
+                raise ValueError(f"{file}:{line}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
+    if not entries:
+        raise ValueError(f"{file}: wanted at least one entry, the file has none")
+    return entries
+
+
+def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Path:
+    """Write a JSONL manifest, all of it or nothing.
+
+    Videos below the manifest's folder are written relative to it, others with their absolute path. A reader
+    never sees half a file: it is written beside its place and then moved there.
+
+    Args:
+        path: the file to write, replaced if it exists; its folder must exist.
+        entries: what to write, one line each.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the name ends in ``.csv``, or a field of ``extra`` is nothing that JSON can hold.
+    """
+    file = Path(path)
+    if file.suffix.lower() == ".csv":
+        raise ValueError(f"path: wanted a JSONL file to write, got {file}; CSV is only read")
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            for number, entry in enumerate(entries):
+                try:
+                    text = json.dumps(_row(entry, file.parent), ensure_ascii=False, allow_nan=False)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"entries[{number}].extra: wanted what JSON can hold: {error}") from None
+                stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for line, text in enumerate(stream, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}:{line}: wanted one JSON object a line: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}:{line}: wanted a JSON object, got {type(row).__name__}")
+            yield line, row
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            for row in reader:
+                line = reader.line_num
+                if None in row or None in row.values():
+                    raise ValueError(f"{file}:{line}: wanted {len(reader.fieldnames)} cells, as in line 1")
+                yield line, {name: cell for name, cell in row.items() if cell != ""}
+        except csv.Error as error:
+            raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None
+
+
+def _entry(row: dict[str, Any], folder: Path) -> Entry:
+    if "video" not in row and "image" in row:
+        raise ValueError("'image': entries of images are not supported, wanted 'video'")
+    for name in ("video", "caption"):
+        if name not in row:
+            raise ValueError(f"{name!r}: wanted this field, got only {sorted(row)}")
+    caption = row["caption"]
+    return Entry(
+        video=_path(row, "video", folder),
+        captions=(caption,) if isinstance(caption, str) else tuple(_list(caption)),
+        start=_number(row, "start", 0.0),
+        end=_number(row, "end", None),
+        stream=_index(row, "stream"),
+        twin=_path(row, "twin", folder) if row.get("twin") is not None else None,
+        extra={name: value for name, value in row.items() if name not in _FIELDS},
+    )
+
+
+def _list(caption: Any) -> list[Any]:
+    if not isinstance(caption, list):
+        raise ValueError(f"'caption': wanted a sentence or a list of them, got {caption!r}")
+    return caption
+
+
+def _path(row: dict[str, Any], name: str, folder: Path) -> Path:
+    if not isinstance(row[name], str) or not row[name]:
+        raise ValueError(f"{name!r}: wanted a path, got {row[name]!r}")
+    return folder / row[name]
+
+
+def _number(row: dict[str, Any], name: str, absent: float | None) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return absent
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name!r}: wanted seconds, got {value!r}") from None
+
+
+def _index(row: dict[str, Any], name: str) -> int | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isdecimal():  # a CSV cell
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name!r}: wanted an index among the video streams, got {value!r}")
+    return value
+
+
+def _row(entry: Entry, folder: Path) -> dict[str, Any]:
+    captions = entry.captions
+    row: dict[str, Any] = {
+        "video": _written(entry.video, folder),
+        "caption": captions[0] if len(captions) == 1 else list(captions),
+    }
+    if entry.start:
+        row["start"] = entry.start
+    for name in ("end", "stream"):
+        if getattr(entry, name) is not None:
+            row[name] = getattr(entry, name)
+    if entry.twin is not None:
+        row["twin"] = _written(entry.twin, folder)
+    return row | entry.extra
+
+
+def _written(video: Path, folder: Path) -> str:
+    # Text alone decides: following links would name another file than the one that was given.
+    here, there = folder.absolute(), video.absolute()
+    return (there.relative_to(here) if there.is_relative_to(here) else there).as_posix()

@@ -1,0 +1,157 @@
+"""Configurations of the encoders, and their presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
+from typing import Any
+
+ATTENTION = ("joint", "frame")
+POOL = ("mean", None)
+ACT = ("gelu", "gelu_tanh", "quick_gelu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViViTConfig:
+    """A ViViT encoder. Widths of the presets are those of ViT (Dosovitskiy et al. 2021, table 1; tiny: DeiT).
+
+    Attributes:
+        frames: frames of a clip that have positions; ``ViViT.extend_frames`` makes room for more.
+        size: height and width of a clip in pixels, an int or (H, W).
+        tubelet: pixels of a tubelet, (t, h, w).
+        channels: C.
+        width: D.
+        depth: blocks.
+        heads: attention heads; they divide ``width``.
+        ff: inner width of the feed-forward layers.
+        attention: "joint": every token of a clip sees every other, one position per (t, h, w). "frame": tokens see their
+            own time slot only, and positions have no time: the paper's frame-level encoder (IMAGEViT).
+        pool: "mean" over a clip's tokens, or None.
+        drop_path: rate at which the last block's branches are dropped, rising linearly from 0; by clip.
+        act: "gelu" (exact), "gelu_tanh" or "quick_gelu".
+        eps: of the LayerNorms.
+        qkv_bias: whether queries, keys and values have a bias.
+        pos_std: standard deviation of the initial positions.
+        mean: of uint8 pixels in units of 0..1, a number or one a channel.
+        std: see ``mean``.
+        images: whether there is a separate path for images (B, C, H, W): its own 2-D patch embedding and positions.
+    """
+
+    frames: int = 16
+    size: int | tuple[int, int] = 256
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+    channels: int = 3
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    ff: int = 3072
+    attention: str = "joint"
+    pool: str | None = "mean"
+    drop_path: float = 0.0
+    act: str = "gelu"
+    eps: float = 1e-6
+    qkv_bias: bool = True
+    pos_std: float = 0.02
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5
+    images: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", _pair(self.size))
+        object.__setattr__(self, "tubelet", _whole("tubelet", self.tubelet, 3))
+        object.__setattr__(self, "mean", _channel_values("mean", self.mean, self.channels))
+        object.__setattr__(self, "std", _channel_values("std", self.std, self.channels))
+        for name in ("frames", "channels", "width", "depth", "heads", "ff"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
+        for name, known in (("attention", ATTENTION), ("pool", POOL), ("act", ACT)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: wanted one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: wanted a divisor of width {self.width}, got {self.heads}")
+        for what, length, part in zip("thw", (self.frames, *self.size), self.tubelet, strict=True):
+            if length % part:
+                name = "frames" if what == "t" else "size"
+                raise ValueError(f"{name}: wanted a multiple of the tubelet's {what} = {part}, got {length}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path: wanted 0 <= rate < 1, got {self.drop_path}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: wanted values above 0, got {self.std}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tubelets of a whole clip, (T', H', W')."""
+        t, h, w = self.tubelet
+        return (self.frames // t, self.size[0] // h, self.size[1] // w)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a whole clip, N."""
+        return prod(self.grid)
+
+    def replace(self, **changes: Any) -> ViViTConfig:
+        """Return a copy with some fields changed. Raises ``ValueError`` for a field that does not exist."""
+        check_fields(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ViViTConfig:
+        """The inverse of ``to_dict``. Raises ``ValueError`` for a field that does not exist."""
+        check_fields(cls, fields)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> ViViTConfig:
+        """192 wide, 12 blocks, 3 heads: 5 M parameters."""
+        return cls(width=192, heads=3, ff=768).replace(**changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> ViViTConfig:
+        """384 wide, 12 blocks, 6 heads: 22 M parameters."""
+        return cls(width=384, heads=6, ff=1536).replace(**changes)
+
+    @classmethod
+    def base(cls, **changes: Any) -> ViViTConfig:
+        """768 wide, 12 blocks, 12 heads: the paper's ViT-B."""
+        return cls().replace(**changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> ViViTConfig:
+        """1024 wide, 24 blocks, 16 heads: the paper's ViT-L."""
+        return cls(width=1024, depth=24, heads=16, ff=4096).replace(**changes)
+
+
+def check_fields(config: type, fields: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for a name that is no field of the dataclass ``config``, with the nearest that is."""
+    known = [f.name for f in dataclasses.fields(config)]
+    for name in fields:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{name}: no such field of {config.__name__}{hint}; it has {', '.join(known)}")
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return _whole("size", (size, size) if isinstance(size, int) else size, 2)
+
+
+def _whole(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
+    values = tuple(values)
+    if len(values) != count or not all(isinstance(v, int) and v >= 1 for v in values):
+        raise ValueError(f"{name}: wanted {count} whole numbers of at least 1, got {values}")
+    return values
+
+
+def _channel_values(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    values = (value,) * channels if isinstance(value, int | float) else tuple(value)
+    if len(values) != channels:
+        raise ValueError(f"{name}: wanted a number or {channels} (one a channel), got {values}")
+    return tuple(float(v) for v in values)

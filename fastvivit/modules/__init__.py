@@ -1,0 +1,1 @@
+"""nn.Modules on packed tokens, one idea a file."""

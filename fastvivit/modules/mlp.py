@@ -1,0 +1,34 @@
+"""The feed-forward layer of a block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """``x · sigmoid(1.702 x)``: OpenAI CLIP's activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * (1.702 * x).sigmoid()
+
+
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, width: int, ff: int, act: str = "gelu") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ff)
+        self.act = ACTIVATIONS[act]()
+        self.fc2 = nn.Linear(ff, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, D) → (M, D)."""
+        return self.fc2(self.act(self.fc1(x)))

@@ -1,0 +1,1 @@
+"""gather_tokens: rows of a token buffer, by id."""

@@ -1,0 +1,1 @@
+"""scatter_tokens: put rows at their places, fill the rest."""

@@ -1,0 +1,22 @@
+"""scatter_tokens in Triton (ops/_rows_triton.py): a gather through the inverse map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastvivit.ops._rows_triton import gather_rows, invert_ids, sum_columns
+
+
+def forward(x: Tensor, ids: Tensor, rows: int, fill: Tensor | None) -> Tensor:
+    """``out[ids[m]] = x[m]``, ``fill`` or 0 elsewhere; all NaN for a bad id. x (M, D), ids (M,) → (rows, D)."""
+    inverse, flag = invert_ids(ids, rows)
+    return gather_rows(x, inverse, fill=fill, flag=flag, clean=-1)
+
+
+def backward(grad: Tensor, ids: Tensor, needs_fill: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x (M, D) and fill (D,). grad (rows, D), ids (M,)."""
+    inverse, flag = invert_ids(ids, grad.shape[0])
+    grad_x = gather_rows(grad, ids, flag=flag, clean=-1)
+    if not needs_fill:
+        return grad_x, None
+    return grad_x, sum_columns(grad, inverse, ids.shape[0], inside=False, flag=flag, clean=-1)

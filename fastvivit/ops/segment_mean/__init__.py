@@ -1,0 +1,1 @@
+"""segment_mean: mean of the rows of each segment."""

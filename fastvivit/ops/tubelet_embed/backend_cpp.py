@@ -1,0 +1,116 @@
+"""tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp) around torch's matrix product.
+
+The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache; bias and
+position are laid out first, so that the product adds to them and no further pass is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import byref, c_int64
+
+import torch
+from torch import Tensor
+
+from fastvivit import _native
+from fastvivit.ops._rows_native import segment_sum
+from fastvivit.ops.tubelet_embed.geometry import Geometry
+
+_DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
+# Floats of a block of patches: 8 MiB stays in a shared cache, and is tall enough for the product to reach its rate.
+_BLOCK = 2 << 20
+
+
+class _Patches:
+    """The tubelets of ``video`` as float32 rows of C·t·h·w normalised pixels."""
+
+    def __init__(self, video: Tensor, ids: Tensor | None, geometry: Geometry) -> None:
+        channels = geometry.channels
+        self.video, self.ids, self.geometry = video, ids, geometry
+        self.rows = geometry.clips * geometry.tokens if ids is None else ids.shape[0]
+        self.normal = torch.tensor([geometry.scale or (1.0,) * channels, geometry.shift or (0.0,) * channels])
+        self.tubelets = _native.Tubelets(
+            video.data_ptr(), _DTYPE[video.dtype], (c_int64 * 5)(*video.stride()), channels,
+            (c_int64 * 3)(*geometry.kernel), (c_int64 * 3)(*geometry.stride), (c_int64 * 3)(*geometry.offset),
+            (c_int64 * 3)(*geometry.grid), self.normal[0].data_ptr(), self.normal[1].data_ptr(),
+        )  # fmt: skip
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Row ranges and their patches (rows, C·t·h·w), which the next block overwrites."""
+        lib, ids = _native.load(), None if self.ids is None else self.ids.data_ptr()
+        step = max(min(_BLOCK // self.geometry.patch, self.rows), 64)
+        buffer = torch.empty(min(step, self.rows), self.geometry.patch)
+        for first in range(0, self.rows, step):
+            rows = min(step, self.rows - first)
+            lib.fv_patches(byref(self.tubelets), ids, first, rows, self.geometry.clips, buffer.data_ptr())
+            yield slice(first, first + rows), buffer[:rows]
+
+    def add_gradient(self, grad_patches: Tensor) -> None:
+        """Add gradients of all patches (rows, C·t·h·w) to ``video``, where their pixels came from."""
+        ids = None if self.ids is None else self.ids.data_ptr()
+        grad_patches = grad_patches.contiguous()
+        _native.load().fv_patches_backward(
+            byref(self.tubelets), ids, self.rows, self.geometry.clips, grad_patches.data_ptr()
+        )
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(weight.shape[0], -1).float()
+
+
+def forward(
+    video: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pos: Tensor | None,
+    ids: Tensor | None,
+    geometry: Geometry,
+    precision: str,
+) -> Tensor:
+    """Rows (M, D) of the kept tubelets in the dtype of ``weight``, computed in float32."""
+    patches = _Patches(video, ids, geometry)
+    width = weight.shape[0]
+    matrix = _matrix(weight).t()
+    out = torch.empty(patches.rows, width)
+    base = bias is not None or pos is not None
+    if base:
+        bias = bias if bias is None else bias.float().contiguous()
+        pos = pos if pos is None else pos.float().contiguous()
+        _native.load().fv_embed_rows(
+            None if bias is None else bias.data_ptr(), None if pos is None else pos.data_ptr(), width, geometry.tokens,
+            None if ids is None else ids.data_ptr(), 0, patches.rows, width, out.data_ptr(),
+        )  # fmt: skip
+    for rows, block in patches.blocks():
+        torch.addmm(out[rows], block, matrix, beta=float(base), out=out[rows])
+    return out.to(weight.dtype)
+
+
+def backward(
+    grad: Tensor,
+    video: Tensor,
+    weight: Tensor,
+    ids: Tensor | None,
+    geometry: Geometry,
+    precision: str,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of video, weight, bias (D,) and pos (N, D), each where ``needs`` says so; pixels are gathered again."""
+    needs_video, needs_weight, needs_bias, needs_pos = needs
+    grad_video = grad_weight = grad_bias = grad_pos = None
+    grad32 = grad.float()
+    if needs_video:
+        found = torch.zeros(video.shape)
+        _Patches(found, ids, geometry).add_gradient(grad32 @ _matrix(weight))
+        grad_video = found.to(video.dtype)
+    if needs_weight:
+        patches = _Patches(video, ids, geometry)
+        total = torch.zeros(weight.shape[0], geometry.patch)
+        for rows, block in patches.blocks():
+            total.addmm_(grad32[rows].t(), block)
+        grad_weight = total.view(weight.shape).to(weight.dtype)
+    if needs_bias:
+        grad_bias = grad32.sum(0).to(weight.dtype)
+    if needs_pos:
+        places = torch.arange(grad.shape[0]) if ids is None else ids
+        grad_pos = segment_sum(grad32.contiguous(), places % geometry.tokens, geometry.tokens).to(weight.dtype)
+    return grad_video, grad_weight, grad_bias, grad_pos

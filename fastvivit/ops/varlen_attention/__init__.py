@@ -1,0 +1,1 @@
+"""varlen_attention: attention over packed sequences, with no padding."""

@@ -1,0 +1,216 @@
+"""varlen_attention by Triton kernels, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+
+from fastvivit.ops.varlen_attention.schedule import GRANULE, blocks, table_size, varlen_schedule
+from fastvivit.ops.varlen_attention.triton_backward import (
+    _varlen_attention_backward_delta_kernel,
+    _varlen_attention_backward_dkdv_kernel,
+    _varlen_attention_backward_dq_kernel,
+)
+from fastvivit.ops.varlen_attention.triton_configs import DELTA, Tile, Tiles, arch_of, head_pad, kind_of, tiles_for
+from fastvivit.ops.varlen_attention.triton_forward import _varlen_attention_forward_kernel
+
+LOG2_E = 1.4426950408889634
+# Keys and values (or queries and their gradients) of the heads that run at a time stay within this much of the cache.
+CACHE_BYTES = 32 << 20
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    softmax_scale: float,
+    causal: bool,
+    schedule: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Attention of packed sequences.
+
+    Args:
+        q: (Mq, H, d), float32, float16 or bfloat16.
+        k: (Mk, Hk, d), H a multiple of Hk.
+        v: (Mk, Hk, d).
+        cu_seqlens_q: (S+1,) int32.
+        cu_seqlens_k: (S+1,) int32.
+        max_seqlen_q: not needed.
+        max_seqlen_k: not needed.
+        softmax_scale: factor of the scores.
+        causal: aligned bottom-right.
+        schedule: of ``varlen_schedule`` for these ``cu_seqlens``; None builds it.
+        precision: "ieee" or "tf32" products of float32.
+
+    Returns:
+        out (Mq, H, d) in the dtype of q, and lse (H, Mq) float32. NaN where ``cu_seqlens`` are not sound, or where
+        the schedule was built for others.
+
+    Raises:
+        ValueError: the schedule has another size than these rows and sequences give.
+    """
+    q, k, v = _unit_stride(q), _unit_stride(k), _unit_stride(v)
+    rows_q, heads, head_dim = q.shape
+    out = torch.empty((rows_q, heads, head_dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((heads, rows_q), dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out, lse
+    sequences = cu_seqlens_q.shape[0] - 1
+    table = _table(schedule, cu_seqlens_q, cu_seqlens_k, rows_q, k.shape[0])
+    tile = _tiles(q, precision).forward
+    entries = blocks(rows_q, sequences)
+    _varlen_attention_forward_kernel[_grid(entries, tile.block_m, heads)](
+        q, k, v, out, lse, table, cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(),
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        rows_q, k.shape[0], sequences, entries, heads, heads // k.shape[1], _heads_at_once(k, heads),
+        abs(softmax_scale) * LOG2_E,
+        CAUSAL=causal, NEGATE=softmax_scale < 0, **_constants(tile, precision, q, k, v),
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    softmax_scale: float,
+    causal: bool,
+    deterministic: bool,
+    schedule: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``forward``; bitwise repeatable, ``deterministic`` or not.
+
+    Args:
+        grad_out: (Mq, H, d).
+        grad_lse: (H, Mq), or None.
+        q: and the other arguments as in ``forward``.
+        k: (Mk, Hk, d).
+        v: (Mk, Hk, d).
+        out: (Mq, H, d), of ``forward``.
+        lse: (H, Mq) float32, of ``forward``.
+        cu_seqlens_q: (S+1,) int32.
+        cu_seqlens_k: (S+1,) int32.
+        max_seqlen_q: not needed.
+        max_seqlen_k: not needed.
+        softmax_scale: factor of the scores.
+        causal: aligned bottom-right.
+        deterministic: both values take the same kernels, which use no atomics.
+        schedule: as in ``forward``.
+        precision: "ieee" or "tf32" products of float32.
+
+    Returns:
+        Gradients of q, k and v, in their shapes and dtypes, contiguous.
+
+    Raises:
+        ValueError: the schedule has another size than these rows and sequences give.
+    """
+    q, k, v, grad_out = _unit_stride(q), _unit_stride(k), _unit_stride(v), _unit_stride(grad_out)
+    rows_q, heads, head_dim = q.shape
+    rows_k, kv_heads, _ = k.shape
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    sequences = cu_seqlens_q.shape[0] - 1
+    table = _table(schedule, cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
+    delta = _delta(grad_out, grad_lse, out.contiguous(), lse.contiguous())
+    lse = lse.contiguous()
+    tiles = _tiles(q, precision)
+    entries_q, entries_k = blocks(rows_q, sequences), blocks(rows_k, sequences)
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
+    scales = (softmax_scale, softmax_scale * LOG2_E)
+    if grad_k.numel():
+        tile = tiles.dkdv
+        _varlen_attention_backward_dkdv_kernel[_grid(entries_k, tile.block_n, kv_heads)](
+            q, k, v, grad_out, lse, delta, grad_k, grad_v, table, *strides,
+            rows_q, rows_k, sequences, entries_q, entries_k, kv_heads, _heads_at_once(q, kv_heads), *scales,
+            GROUP=heads // kv_heads, CAUSAL=causal, **_constants(tile, precision, q, k, v, grad_out),
+        )  # fmt: skip
+    if grad_q.numel():
+        tile = tiles.dq
+        _varlen_attention_backward_dq_kernel[_grid(entries_q, tile.block_m, heads)](
+            q, k, v, grad_out, lse, delta, grad_q, table, *strides,
+            rows_q, rows_k, sequences, entries_q, heads, heads // kv_heads, _heads_at_once(k, heads), *scales,
+            CAUSAL=causal, **_constants(tile, precision, q, k, v, grad_out),
+        )  # fmt: skip
+    return grad_q, grad_k, grad_v
+
+
+def _delta(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+    """``rowsum(grad_out * out) - grad_lse``, (H, Mq) float32."""
+    rows_q, heads, head_dim = out.shape
+    delta = torch.empty((heads, rows_q), dtype=torch.float32, device=out.device)
+    if delta.numel():
+        _varlen_attention_backward_delta_kernel[(triton.cdiv(rows_q, DELTA.block_m), heads)](
+            out, grad_out, lse, grad_lse, delta,
+            *grad_out.stride()[:2], *((0, 0) if grad_lse is None else grad_lse.stride()), rows_q, heads,
+            HEAD_DIM=head_dim, HEAD_PAD=head_pad(head_dim), BLOCK_M=DELTA.block_m, HAS_GRAD_LSE=grad_lse is not None,
+            num_warps=DELTA.num_warps, num_stages=DELTA.num_stages, enable_fp_fusion=True,
+        )  # fmt: skip
+    return delta
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _table(schedule: Tensor | None, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int) -> Tensor:
+    if schedule is None:
+        return varlen_schedule(cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
+    wanted = (table_size(rows_q, rows_k, cu_seqlens_q.shape[0] - 1),)
+    if schedule.shape != wanted or schedule.dtype != torch.int32 or schedule.device != cu_seqlens_q.device:
+        raise ValueError(
+            f"schedule: wanted varlen_schedule of {rows_q} and {rows_k} rows in {cu_seqlens_q.shape[0] - 1} sequences "
+            f"(shape {wanted}, int32, {cu_seqlens_q.device}), got shape {tuple(schedule.shape)}, "
+            f"{str(schedule.dtype).removeprefix('torch.')}, {schedule.device}"
+        )
+    return schedule.contiguous()
+
+
+@cache
+def _arch(device: torch.device) -> int:
+    return arch_of(torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0))
+
+
+def _tiles(q: Tensor, precision: str) -> Tiles:
+    return tiles_for(_arch(q.device), kind_of(q.dtype, precision), q.shape[2])
+
+
+def _grid(entries: int, block: int, heads: int) -> tuple[int]:
+    return (entries * (GRANULE // block) * heads,)
+
+
+def _heads_at_once(other: Tensor, heads: int) -> int:
+    """Heads to run side by side, by the cache that the two tensors they stream, of the size of ``other``, take."""
+    of_one_head = 2 * other.shape[0] * other.shape[2] * other.element_size()
+    return max(1, min(heads, CACHE_BYTES // max(of_one_head, 1)))
+
+
+def _constants(tile: Tile, precision: str, *tensors: Tensor) -> dict:
+    head_dim = tensors[0].shape[2]
+    return {
+        "HEAD_DIM": head_dim,
+        "HEAD_PAD": head_pad(head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "WIDE": any(abs(x.stride(0)) * GRANULE >= 2**31 for x in tensors),
+        "PRECISION": precision,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        # The default is announced to change; every exp2 argument here is one FMA.
+        "enable_fp_fusion": True,
+    }

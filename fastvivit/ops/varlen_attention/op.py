@@ -1,0 +1,141 @@
+"""varlen_attention as a registered operator: backends, fake, FLOPs, gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastvivit import _probe
+from fastvivit._backends import Backend, Op
+from fastvivit._checks import check_cu_seqlens
+from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+
+
+def _refuses_triton(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
+    if q.dtype == torch.float64:
+        return "dtype float64, wanted float32 | float16 | bfloat16"
+    if q.shape[2] % 8 or q.shape[2] > 256:
+        return f"head dim {q.shape[2]}, wanted a multiple of 8 up to 256"
+    return _probe.refuses_triton(q)
+
+
+def _refuses_sdpa(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
+    if q.device.type == "cpu":
+        return None
+    if max_seqlen_q is None or max_seqlen_k is None:
+        return f"max_seqlen_q or max_seqlen_k is None; reading lengths would stall {q.device}"
+    return "returns no lse on " + q.device.type if return_lse else None
+
+
+def _refuses_reference(q: Tensor, *_args) -> str | None:
+    return None if q.device.type == "cpu" else f"reads cu_seqlens, which would stall {q.device}; ask for it by name"
+
+
+OP = Op(
+    "varlen_attention",
+    (
+        Backend(
+            name="triton",
+            module="fastvivit.ops.varlen_attention.backend_triton",
+            absent=_probe.no_triton,
+            refuses=_refuses_triton,
+            auto=("cuda",),
+        ),
+        Backend(name="sdpa", module="fastvivit.ops.varlen_attention.backend_sdpa", refuses=_refuses_sdpa),
+        Backend(name="reference", module="fastvivit.ops.varlen_attention.reference", auto=("cpu",)),
+    ),
+)
+
+
+def _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, rows_q: int, rows_k: int) -> None:
+    """On a CPU, where looking costs nothing: lengths and their bounds must be right."""
+    for name, cu, longest, rows in (("q", cu_seqlens_q, max_q, rows_q), ("k", cu_seqlens_k, max_k, rows_k)):
+        check_cu_seqlens(f"cu_seqlens_{name}", cu, rows)
+        if longest is not None and cu.shape[0] > 1 and int(cu.diff().max()) > longest:
+            raise ValueError(f"max_seqlen_{name}: wanted at least {int(cu.diff().max())}, got {longest}")
+
+
+def _forward(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, return_lse, schedule,
+    precision, deterministic, backend,
+):  # fmt: skip
+    implementation = OP.choose(backend, q.device.type, q, max_seqlen_q, max_seqlen_k, return_lse)
+    if q.device.type == "cpu":
+        _check_values(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])
+    return implementation.forward(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, schedule, precision
+    )  # fmt: skip
+
+
+def _backward(
+    grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
+    causal, schedule, precision, deterministic, backend,
+):  # fmt: skip
+    implementation = OP.choose(backend, q.device.type, q, max_seqlen_q, max_seqlen_k, grad_lse is not None)
+    return implementation.backward(
+        grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
+        causal, deterministic, schedule, precision,
+    )  # fmt: skip
+
+
+def _fake(q, *_args, **_kwargs):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
+        q.shape[1], q.shape[0], dtype=torch.float32
+    )
+
+
+def _fake_backward(grad_out, grad_lse, q, k, v, *_args):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+def _flops(q, k, v, cu_seqlens_q, cu_seqlens_k, *_args, out_val=None, **_kwargs) -> int:
+    """``4 · d · H · Σ Lq·Lk`` (2 products); from shapes alone the sum is taken as that of equal lengths."""
+    (rows_q, heads, width), rows_k = q, k[0]
+    return 4 * width * heads * rows_q * rows_k // max(cu_seqlens_q[0] - 1, 1)
+
+
+_TAIL = (
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float softmax_scale, "
+    "bool causal, {}Tensor? schedule, str precision, bool deterministic, str backend)"
+)
+ATTENTION = define(
+    f"varlen_attention(Tensor q, Tensor k, Tensor v, {_TAIL.format('bool return_lse, ')} -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    _flops,
+)
+BACKWARD = define(
+    "varlen_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_TAIL.format('')} -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    lambda grad_out, grad_lse, q, k, v, out, lse, *lengths, **_kwargs: 5 * _flops(q, k, v, *lengths) // 2,
+)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest):
+        ctx.set_materialize_grads(False)
+        ctx.settings = (max_q, max_k, scale, causal, rest)
+        out, lse = below_autograd(
+            ATTENTION, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest
+        )
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, schedule)
+        if not return_lse:
+            ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, schedule = ctx.saved_tensors
+        max_q, max_k, scale, causal, rest = ctx.settings
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grads = BACKWARD(
+            grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, *rest
+        )
+        return (*grads, *(None for _ in range(11)))
+
+
+differentiable(ATTENTION, _Attention)
+only_once_differentiable(BACKWARD)

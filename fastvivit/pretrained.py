@@ -1,0 +1,103 @@
+"""Models as folders: safetensors weights and a JSON config, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.text import TextTower
+from fastvivit.modules.vivit import ViViT
+
+CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text"
+
+
+def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) -> Path:
+    """Write ``model`` to ``folder``: its config, its weights, and for a dual encoder the text model's config and tokenizer.
+
+    The folder appears whole or not at all: it is written beside its place and renamed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a model that is neither a ViViT nor a VideoTextModel.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        write_pretrained(model, scratch)
+        replace_folder(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
+    """Write the files of ``save_pretrained`` into an existing folder."""
+    if isinstance(model, VideoTextModel):
+        config = {"model": "VideoTextModel", "dim": model.dim, "video": model.video.config.to_dict()}
+        config["max_length"] = model.text.max_length
+        model.text.model.config.save_pretrained(folder / TEXT)
+        model.text.tokenizer.save_pretrained(folder / TEXT)
+    elif isinstance(model, ViViT):
+        config = {"model": "ViViT", "video": model.config.to_dict()}
+    else:
+        raise ValueError(f"model: wanted a ViViT or a VideoTextModel, got {type(model).__name__}")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def replace_folder(scratch: Path, folder: Path) -> None:
+    """Put ``scratch`` in the place of ``folder``; a reader finds the old one or the new one under a name of ours."""
+    if not folder.exists():
+        scratch.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old)
+
+
+def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
+    """Read a model that ``save_pretrained`` wrote, in eval mode on the CPU.
+
+    Raises:
+        ValueError: a folder without a model, an unknown config field, weights that do not fit.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"folder: wanted {CONFIG} and {WEIGHTS} in it, got {str(folder)!r}")
+    config = json.loads((folder / CONFIG).read_text())
+    model: ViViT | VideoTextModel = ViViT(ViViTConfig.from_dict(config["video"]))
+    if config["model"] == "VideoTextModel":
+        model = VideoTextModel(model, _text_tower(folder / TEXT, config["max_length"]), config["dim"])
+    state = load_file(folder / WEIGHTS)
+    expected = model.state_dict()
+    missing, unused = expected.keys() - state.keys(), state.keys() - expected.keys()
+    shaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if missing or unused or shaped:
+        raise ValueError(
+            f"folder: wanted the weights of its config, got missing {sorted(missing)}, unused {sorted(unused)}, "
+            f"of another shape {sorted(shaped)} in {str(folder)!r}"
+        )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _text_tower(folder: Path, max_length: int) -> TextTower:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return TextTower(model, tokenizer, max_length=max_length)

@@ -1,0 +1,80 @@
+"""The model of a run, its weights drawn from the run's seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.text import TextTower
+from fastvivit.modules.vivit import ViViT
+from fastvivit.train.config import TextConfig, TrainConfig
+
+
+def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
+    """A dual encoder on the CPU, in train mode.
+
+    Args:
+        config: the run.
+        captions: of the training clips; a text tower from scratch takes its vocabulary from them.
+
+    Raises:
+        ValueError: a text folder without a model or tokenizer.
+        ImportError: transformers is not installed.
+    """
+    text = scratch_tower(config.text, captions) if config.text.folder is None else local_tower(config.text)
+    model = VideoTextModel(build_encoder(config.model), text, config.dim)
+    if config.grad_checkpointing:
+        model.video.set_grad_checkpointing()
+    return model.train()
+
+
+def build_encoder(config: ViViTConfig) -> ViViT:
+    """The video encoder. Runs train on clips, so a path for images would only be weights that get no gradient."""
+    return ViViT(config.replace(images=False))
+
+
+def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
+    """A small BERT with random weights over the words of ``captions``, in lower case; other words are one unknown."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    split, lower = pre_tokenizers.Whitespace(), normalizers.Lowercase()
+    words = {word for caption in captions for word, _ in split.pre_tokenize_str(lower.normalize_str(caption))}
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=config.max_length
+    )
+    bert = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=config.max_length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+    return TextTower(BertModel(bert, add_pooling_layer=False), fast, max_length=config.max_length)
+
+
+def local_tower(config: TextConfig) -> TextTower:
+    """A transformers encoder and its tokenizer out of a local folder; nothing is downloaded."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(config.folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"text.folder: wanted a folder with a transformers model (config.json), got {str(folder)!r}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"text.folder: {folder} can't be loaded by transformers: {error}") from error
+    return TextTower(model, tokenizer, max_length=config.max_length)

@@ -1,0 +1,87 @@
+"""One optimisation step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastvivit.functional as F
+from fastvivit.modules.dual import VideoTextModel
+from fastvivit.train.config import MaskConfig, TrainConfig
+from fastvivit.train.schedule import learning_rate
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient is NaN or infinite; nothing of that step has been saved."""
+
+
+def draw_masks(seeds: Tensor, grid: Sequence[int], config: MaskConfig) -> Tensor | None:
+    """Tokens that each clip keeps, from its own seed: the same in whatever batch, process or resumed run it comes.
+
+    Args:
+        seeds: (B,) int64, one a clip.
+        grid: (T', H', W') of a clip.
+        config: how much to drop, and how.
+
+    Returns:
+        (B, K) int64 grid ids; None where nothing is dropped.
+    """
+    if config.ratio == 0:
+        return None
+    rows = []
+    for seed in seeds.tolist():
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(
+            F.random_keep(
+                1, math.prod(grid), config.ratio, generator=generator, strategy=config.strategy, grid=grid
+            )
+        )
+    return torch.cat(rows)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU unless the run wants float32; off on a CPU, where it gains nothing."""
+    enabled = device.type == "cuda" and config.run.precision == "auto"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def train_step(
+    model: VideoTextModel,
+    optimiser: torch.optim.Optimizer,
+    batch: dict[str, Any],
+    step: int,
+    config: TrainConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    """Take step ``step`` (from 0) on a batch of ``fastvivit.data.collate``.
+
+    Returns:
+        ``loss``, ``lr``, ``grad_norm`` before clipping, and ``scale``, which multiplies the cosines.
+
+    Raises:
+        NonFiniteLoss: the weights may be spoiled then, and must not be saved.
+    """
+    rate = learning_rate(step, config)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    keep = draw_masks(batch["mask_seed"], config.model.grid, config.mask)
+    video = batch["video"].to(device, non_blocking=True)
+    keep = None if keep is None else keep.to(device, non_blocking=True)
+    with autocast(config, device):
+        loss = model(video, batch["caption"], keep=keep)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
+    optimiser.step()
+    # One transfer, after all work has been queued.
+    values = torch.stack([loss.detach(), norm, model.scale.detach()]).tolist()
+    if not all(map(math.isfinite, values)):
+        raise NonFiniteLoss(
+            f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower optimiser.lr or "
+            "optimiser.clip, or a longer schedule.warmup, may help"
+        )
+    return {"loss": values[0], "lr": rate, "grad_norm": values[1], "scale": values[2]}
