@@ -82,7 +82,7 @@ def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal
 def attention_cases() -> list[CompileCase]:
     """Every kernel of varlen_attention in every configuration that it ships; causal and odd head dims in 16 bits."""
     from fastvivit.ops.varlen_attention import triton_backward
-    from fastvivit.ops.varlen_attention.triton_configs import DELTA, HEAD_PADS, KINDS, TILES
+    from fastvivit.ops.varlen_attention.triton_configs import DELTA, HEAD_PADS, KINDS, TILES, head_pad
 
     cases = []
     for arch, table in TILES.items():
@@ -91,15 +91,14 @@ def attention_cases() -> list[CompileCase]:
             if kind == "half":
                 variants += [(80, False), (96, False), *((pad, True) for pad in HEAD_PADS)]
             for head_dim, causal in variants:
-                tiles = table[kind, max(16, 1 << (head_dim - 1).bit_length())]
+                tiles = table[kind, head_pad(head_dim)]
                 cases += [
                     attention_case(which, tile, arch, kind, head_dim, causal)
                     for which, tile in tiles._asdict().items()
                 ]
     kernel = triton_backward._varlen_attention_backward_delta_kernel
     for head_dim in (64, 80, 256):
-        pad = 1 << (head_dim - 1).bit_length()
-        constants = {"HEAD_DIM": head_dim, "HEAD_PAD": pad, "BLOCK_M": DELTA.block_m, "HAS_GRAD_LSE": True}
+        constants = {"HEAD_DIM": head_dim, "HEAD_PAD": head_pad(head_dim), "BLOCK_M": DELTA.block_m, "HAS_GRAD_LSE": True}
         cases.append(
             CompileCase(
                 kernel=kernel,

@@ -13,12 +13,16 @@ def names(dtypes) -> str:
     return " | ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def require_tensor(name: str, value, dims: tuple[int, ...], dtypes=FLOATING, like: torch.Tensor | None = None) -> None:
+def require_tensor(
+    name: str, value, dims: tuple[int, ...], dtypes=FLOATING, like: torch.Tensor | None = None
+) -> None:
     """Raise ``ValueError`` unless ``value`` is a tensor of one of ``dims`` dimensions and ``dtypes``, beside ``like``."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: wanted a tensor, got {type(value).__name__}")
     if value.dim() not in dims:
-        raise ValueError(f"{name}: wanted {' or '.join(map(str, dims))} dimensions, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name}: wanted {' or '.join(map(str, dims))} dimensions, got shape {tuple(value.shape)}"
+        )
     if value.dtype not in dtypes:
         raise ValueError(f"{name}: wanted {names(dtypes)}, got {str(value.dtype).removeprefix('torch.')}")
     if like is not None and value.device != like.device:
@@ -57,7 +61,9 @@ def flat_ids(name: str, ids: torch.Tensor, batch: int, size: int, *, distinct: b
     if lib is None:
         return _flat_ids_torch(name, ids, batch, size, distinct)
     out = ids.view(-1) if batch == 1 else torch.empty(ids.numel(), dtype=torch.int64)
-    bad = lib.fv_flat_ids(ids.data_ptr(), batch, per_clip, size, distinct, out.data_ptr() if batch > 1 else None)
+    bad = lib.fv_flat_ids(
+        ids.data_ptr(), batch, per_clip, size, distinct, out.data_ptr() if batch > 1 else None
+    )
     if bad != -1:
         _raise_bad_id(name, ids, size, bad if bad >= 0 else -2 - bad, repeated=bad < 0)
     return out
@@ -84,13 +90,17 @@ def _raise_bad_id(name: str, ids: torch.Tensor, size: int, row: int, *, repeated
     raise ValueError(f"{name}: wanted {wanted}, got {got} at [{where}]")
 
 
-def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor, rows: int) -> None:
-    """Raise ``ValueError`` unless CPU ``cu_seqlens`` starts at 0, never falls, and ends within ``rows``."""
+def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor, rows: int) -> int:
+    """The longest length; ``ValueError`` unless CPU ``cu_seqlens`` starts at 0, never falls, and ends within ``rows``."""
     values = cu_seqlens.tolist()
     if values[0] != 0:
         raise ValueError(f"{name}: wanted a first value of 0, got {values[0]}")
-    for i in range(1, len(values)):
-        if values[i] < values[i - 1]:
-            raise ValueError(f"{name}: wanted values that never fall, got {values[i - 1]} then {values[i]} at [{i}]")
-    if values[-1] > rows:
-        raise ValueError(f"{name}: wanted a last value of at most {rows} (the rows), got {values[-1]}")
+    longest, before = 0, 0
+    for i, value in enumerate(values):
+        longest = max(longest, value - before)
+        if value < before:
+            raise ValueError(f"{name}: wanted values that never fall, got {before} then {value} at [{i}]")
+        before = value
+    if before > rows:
+        raise ValueError(f"{name}: wanted a last value of at most {rows} (the rows), got {before}")
+    return longest

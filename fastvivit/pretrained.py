@@ -45,7 +45,8 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     """Write the files of ``save_pretrained`` into an existing folder."""
     if isinstance(model, VideoTextModel):
         config = {"model": "VideoTextModel", "dim": model.dim, "video": model.video.config.to_dict()}
-        config["max_length"] = model.text.max_length
+        pooler = getattr(model.text.model, "pooler", None) is not None
+        config["text"] = {"max_length": model.text.max_length, "pooler": pooler}
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -80,7 +81,7 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     config = json.loads((folder / CONFIG).read_text())
     model: ViViT | VideoTextModel = ViViT(ViViTConfig.from_dict(config["video"]))
     if config["model"] == "VideoTextModel":
-        model = VideoTextModel(model, _text_tower(folder / TEXT, config["max_length"]), config["dim"])
+        model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
     state = load_file(folder / WEIGHTS)
     expected = model.state_dict()
     missing, unused = expected.keys() - state.keys(), state.keys() - expected.keys()
@@ -94,10 +95,13 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     return model.eval()
 
 
-def _text_tower(folder: Path, max_length: int) -> TextTower:
+def _text_tower(folder: Path, max_length: int, pooler: bool) -> TextTower:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    if not pooler and hasattr(model, "pooler"):
+        # Whether there is one is an argument of transformers' classes, not of their configs.
+        model.pooler = None
     return TextTower(model, tokenizer, max_length=max_length)

@@ -18,10 +18,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, group: Grouping) -> Tensor:
-        """x (M, D) in the order of ``group`` → (M, D)."""
+        """X (M, D) in the order of ``group`` → (M, D)."""
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
         longest = group.max_seqlen
-        out = F.varlen_attention(
-            q, k, v, group.cu_seqlens, None, longest, longest, schedule=group.schedule
-        )
+        out = F.varlen_attention(q, k, v, group.cu_seqlens, None, longest, longest, schedule=group.schedule)
         return self.proj(out.flatten(1))

@@ -19,7 +19,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, clip: Tensor, clips: int) -> Tensor:
-        """x (M, D), clip (M,) int64 clip of each row → (M, D)."""
+        """X (M, D), clip (M,) int64 clip of each row → (M, D)."""
         if not self.training or self.rate == 0:
             return x
         alive = torch.rand(clips, 1, device=x.device) >= self.rate
@@ -40,6 +40,6 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, group: Grouping, clips: Grouping) -> Tensor:
-        """x (M, D); attention runs within ``group``, branches are dropped by ``clips``."""
+        """X (M, D); attention runs within ``group``, branches are dropped by ``clips``."""
         x = x + self.drop_path(self.attn(self.norm1(x), group), clips.segment, clips.sequences)
         return x + self.drop_path(self.mlp(self.norm2(x)), clips.segment, clips.sequences)

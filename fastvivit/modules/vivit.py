@@ -46,7 +46,9 @@ class EncoderOutput:
     def last_hidden_state(self) -> Tensor:
         """(B, K, D). Raises ``ValueError`` where clips kept different numbers of tokens."""
         if len(set(self.counts)) != 1:
-            raise ValueError(f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens")
+            raise ValueError(
+                f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens"
+            )
         return self.tokens.view(len(self.counts), self.counts[0], -1)
 
 
@@ -67,7 +69,7 @@ class ViViT(nn.Module):
         if config.images:
             still = (1, *config.grid[1:])
             self.image = PatchEmbed(config.channels, config.width, config.tubelet[1:], still, **norm)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(
                 config.width, config.heads, config.ff, act=config.act, eps=config.eps, qkv_bias=config.qkv_bias, drop_path=rate
@@ -201,14 +203,21 @@ class _Clips:
             self.embedder, self.device = model.embed, video[0].device
         else:
             if video.dim() not in (4, 5) or video.shape[0] == 0:
-                raise ValueError(f"video: wanted (B, C, T, H, W) or (B, C, H, W) with B > 0, got {tuple(video.shape)}")
+                raise ValueError(
+                    f"video: wanted (B, C, T, H, W) or (B, C, H, W) with B > 0, got {tuple(video.shape)}"
+                )
             still = video.dim() == 4
             if still and model.image is None:
-                raise ValueError("video: wanted clips (B, C, T, H, W), got images, and the configuration has images=False")
+                raise ValueError(
+                    "video: wanted clips (B, C, T, H, W), got images, and the configuration has images=False"
+                )
             self.embedder, self.device = model.image if still else model.embed, video.device
             shapes = [(1, *video.shape[2:]) if still else tuple(video.shape[2:])] * video.shape[0]
-        kernel = self.embedder.weight.shape[2:]
-        kernel = (1, *kernel) if len(kernel) == 2 else tuple(kernel)
+        channels, *kernel = self.embedder.weight.shape[1:]
+        for clip in video if self.listed else (video[0],):
+            if clip.shape[0] != channels:
+                raise ValueError(f"video: wanted {channels} channels, got {clip.shape[0]}")
+        kernel = (1, *kernel) if len(kernel) == 2 else kernel
         self.shapes = shapes
         self.grids = [self._grid(shape, kernel) for shape in shapes]
 
@@ -223,7 +232,9 @@ class _Clips:
         """Ids to keep: (B, K), or a list for a list."""
         options = {"generator": generator, "strategy": strategy, "device": self.device}
         if not self.listed:
-            return F.random_keep(len(self.grids), prod(self.grids[0]), mask_ratio, grid=self.grids[0], **options)
+            return F.random_keep(
+                len(self.grids), prod(self.grids[0]), mask_ratio, grid=self.grids[0], **options
+            )
         return [F.random_keep(1, prod(grid), mask_ratio, grid=grid, **options)[0] for grid in self.grids]
 
     def embed(self, keep: Keep) -> tuple[Tensor, Tokens]:
@@ -260,7 +271,9 @@ class _Clips:
             clips = self.video if not self.listed else torch.stack([self.video[i] for i in members])
             ids = None
             if keep is not None:
-                ids = torch.cat([checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)])
+                ids = torch.cat(
+                    [checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)]
+                )
             parts.append(self.embedder(clips, ids, grid).reshape(-1, self.model.num_features))
             came += members
             lengths |= {i: total if keep is None else keep[i].shape[0] for i in members}

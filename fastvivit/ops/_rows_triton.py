@@ -1,8 +1,11 @@
-"""Row kernels in Triton: what the ``triton`` backends of gather, scatter, segment mean and the embedding share.
+"""Row kernels in Triton: what the ``triton`` backends of gather, scatter, segment mean and embedding share.
 
-Nothing here waits for the device, and nothing depends on the order in which programs run: every sum has a fixed order.
-Sizes that must be known to be aligned are passed in units of VEC elements (16 bytes where the shapes allow it), so that
-a row of 200 half-precision numbers still moves 16 bytes to a thread: Triton only looks for multiples of 16 elements.
+Nothing here waits for the device, and every sum has an order that no scheduling changes. Sizes that must be
+known to be aligned are passed in units of VEC elements (16 bytes where shapes allow it), so that a row of 200
+16-bit numbers still moves 16 bytes to a thread: of plain integers Triton only sees multiples of 16.
+
+A ``guard`` is (flag, clean): an int64 on the device, and what it holds when all ids are good. Otherwise the
+whole result is NaN, with nobody having looked.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+Guard = tuple[Tensor, int] | None
+
 # Bytes of a row that one program moves: one 16-byte access for each thread of a warp.
 _ROW_BYTES = 512
-# Elements of a tile: 4 warps with four 16-byte accesses in flight each (for 16-bit rows).
-_TILE = 4096
-# Above this many rows a segment (on average) a segment is split: one program a segment would leave the device idle.
+# Bytes of a tile: 4 warps with four such accesses to a thread in flight.
+_TILE_BYTES = 8192
+# Above this many rows a segment on average, segments are split: one program each would leave the device idle.
 _LONG_SEGMENT = 64
 # Rows of one piece of a split segment.
 _CHUNK = 256
+_INVERT_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["size", "rows", "clean"])
@@ -30,7 +36,7 @@ def _gather_rows_kernel(
     x, ids, fill, divisor, flag, out, size, rows, width_units, stride_units, clean,
     NAN_OUTSIDE: tl.constexpr, VEC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """``out[r] = x[ids[r]] / divisor[ids[r]]``; NaN, or ``fill`` or 0, outside; all NaN where ``flag`` is not ``clean``."""
+    """``out[r] = x[ids[r]] / divisor[ids[r]]``; NaN, or ``fill`` or 0, where the id lies outside."""
     width = width_units * VEC
     blocks = tl.cdiv(width, BLOCK_COLS)
     row = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -38,7 +44,7 @@ def _gather_rows_kernel(
     live, within = row < rows, col < width
     source = tl.load(ids + row, mask=live, other=-1)
     inside = (source >= 0) & (source < size)
-    source = tl.where(inside, source, 0).to(tl.int64)
+    source = tl.where(inside, source, 0)
     address = x + source[:, None] * (stride_units * VEC) + col[None, :]
     values = tl.load(address, mask=inside[:, None] & within[None, :], other=0.0)
     if divisor is not None:
@@ -47,9 +53,7 @@ def _gather_rows_kernel(
         values = (wide / tl.maximum(count, 1).to(wide.dtype)[:, None]).to(values.dtype)
     if fill is not None:
         values = tl.where(inside[:, None], values, tl.load(fill + col, mask=within, other=0.0)[None, :])
-    bad = live & (row < 0)
-    if NAN_OUTSIDE:
-        bad = live & (inside == 0)
+    bad = live & (inside == 0) & NAN_OUTSIDE
     if flag is not None:
         bad = bad | (tl.load(flag) != clean)
     values = tl.where(bad[:, None], float("nan"), values).to(values.dtype)
@@ -58,16 +62,14 @@ def _gather_rows_kernel(
 
 @triton.jit(do_not_specialize=["rows", "size"])
 def _invert_ids_kernel(ids, state, rows, size, OUTSIDE_SPOILS: tl.constexpr, BLOCK: tl.constexpr):
-    """``state[ids[m]] = m``, state (size + 1,) of -1; ``state[size] = 0`` where an id repeats (or lies outside)."""
+    """``state[ids[m]] = m``, state (size + 1,) of -1; its last is 0 where an id repeats (or lies outside)."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
     slot = tl.load(ids + row, mask=live, other=-1)
     inside = (slot >= 0) & (slot < size)
     # The maximum is the same in any order, and what it replaced says whether somebody was here before.
     before = tl.atomic_max(state + tl.where(inside, slot, 0), row, mask=inside, sem="relaxed")
-    bad = inside & (before >= 0)
-    if OUTSIDE_SPOILS:
-        bad = bad | (live & (inside == 0))
+    bad = (inside & (before >= 0)) | (live & (inside == 0) & OUTSIDE_SPOILS)
     if tl.sum(bad.to(tl.int32), 0) > 0:
         tl.store(state + size, 0)
 
@@ -77,7 +79,7 @@ def _sum_segments_kernel(
     x, order, offsets, divisor, flag, out, segments, width_units, stride_units, clean,
     ACC: tl.constexpr, VEC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """``out[s] = sum of x[order[i]] over offsets[s] <= i < offsets[s + 1]``, one by one: for short segments."""
+    """``out[s] = sum of x[order[i]] over offsets[s] <= i < offsets[s + 1]``, one by one: short segments."""
     width = width_units * VEC
     blocks = tl.cdiv(width, BLOCK_COLS)
     segment = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -102,12 +104,12 @@ def _sum_segments_kernel(
 @triton.jit(do_not_specialize=["rows", "chunk", "size", "clean"])
 def _sum_chunks_kernel(
     x, index, firsts, lasts, divisor, flag, out, rows, chunk, size, width_units, stride_units, clean,
-    HOW: tl.constexpr, ACC: tl.constexpr, VEC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    HOW: tl.constexpr, ACC: tl.constexpr, VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """One sum of rows ``firsts[p] <= i < lasts[p]`` (None: ``p·chunk`` and a chunk on) to a program ``p``.
+    """``out[p]`` = sum over ``firsts[p] <= i < lasts[p]`` (or p-th ``chunk``) of row i, or of row index[i].
 
-    HOW "all" takes row i; "order" takes row index[i]; "inside" takes row i where index[i] is in 0..size-1, and
-    "outside" where it is not.
+    HOW "order" is the latter; "inside" takes the rows i whose index[i] is in 0..size-1, "outside" the others.
     """
     width = width_units * VEC
     blocks = tl.cdiv(width, BLOCK_COLS)
@@ -144,22 +146,30 @@ def _sum_chunks_kernel(
 
 @dataclass(frozen=True)
 class RowTile:
-    """How rows of one width are cut: VEC elements to an access, and rows by columns to a program."""
+    """How rows of one width are cut: ``vec`` elements to an access, ``rows`` by ``cols`` to a program."""
 
     vec: int
     rows: int
     cols: int
 
     @classmethod
-    def of(cls, width: int, stride: int, element_size: int) -> RowTile:
-        cols = min(_ROW_BYTES // element_size, max(triton.next_power_of_2(width), 16))
-        return cls(gcd(16 // element_size, width, stride), max(_TILE * 2 // (cols * element_size), 1), cols)
+    def of(cls, x: Tensor) -> RowTile:
+        """For the rows of ``x`` (M, D)."""
+        width, size = x.shape[1], x.element_size()
+        cols = min(_ROW_BYTES // size, max(triton.next_power_of_2(width), 16))
+        return cls(gcd(16 // size, width, x.stride(0)), _TILE_BYTES // (cols * size), cols)
 
-    def programs(self, rows: int, width: int) -> tuple[int]:
+    def grid(self, rows: int, width: int) -> tuple[int]:
+        """Programs for ``rows`` rows."""
         return (triton.cdiv(rows, self.rows) * triton.cdiv(width, self.cols),)
 
     def options(self) -> dict[str, object]:
+        """What every kernel here is launched with."""
         return {"VEC": self.vec, "BLOCK_ROWS": self.rows, "BLOCK_COLS": self.cols, "enable_fp_fusion": True}
+
+    def extent(self, x: Tensor) -> dict[str, int]:
+        """Width and row stride of ``x`` in accesses."""
+        return {"width_units": x.shape[1] // self.vec, "stride_units": x.stride(0) // self.vec}
 
 
 def _accumulator(x: Tensor) -> tuple[torch.dtype, tl.dtype]:
@@ -167,7 +177,7 @@ def _accumulator(x: Tensor) -> tuple[torch.dtype, tl.dtype]:
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def gather_rows(
@@ -177,151 +187,104 @@ def gather_rows(
     fill: Tensor | None = None,
     nan_outside: bool = False,
     divisor: Tensor | None = None,
-    flag: Tensor | None = None,
-    clean: int = 0,
+    guard: Guard = None,
 ) -> Tensor:
-    """``out[r] = x[ids[r]]`` in one pass.
+    """``out[r] = x[ids[r]]`` in one pass; ``fill`` (D,) or 0, or NaN, where an id lies outside 0..N-1.
 
-    Args:
-        x: (N, D), any row stride.
-        ids: (M,) int64.
-        fill: (D,) for rows whose id lies outside 0..N-1; None is 0.
-        nan_outside: such rows become NaN instead.
-        divisor: (N,) int64; row n of ``x`` is divided by max(divisor[n], 1).
-        flag: one int64; all of ``out`` is NaN unless it equals ``clean``.
-
-    Returns:
-        (M, D) in the dtype of ``x``.
+    x (N, D), ids (M,) int64 → (M, D). Row n is divided by max(divisor[n], 1), divisor (N,).
     """
     x = _unit_stride(x)
-    width, rows = x.shape[1], ids.shape[0]
-    out = x.new_empty(rows, width)
+    out = x.new_empty(ids.shape[0], x.shape[1])
     if out.numel() == 0:
         return out
     fill = fill if fill is None else fill.contiguous()
-    tile = RowTile.of(width, x.stride(0), x.element_size())
+    tile, (flag, clean) = RowTile.of(x), guard or (None, 0)
     with torch.cuda.device_of(x):
-        _gather_rows_kernel[tile.programs(rows, width)](
-            x, ids, fill, divisor, flag, out, x.shape[0], rows, width // tile.vec, x.stride(0) // tile.vec, clean,
-            NAN_OUTSIDE=nan_outside, **tile.options(),
+        _gather_rows_kernel[tile.grid(*out.shape)](
+            x, ids, fill, divisor, flag, out, x.shape[0], out.shape[0], clean=clean, NAN_OUTSIDE=nan_outside,
+            **tile.extent(x), **tile.options(),
         )  # fmt: skip
     return out
 
 
-def invert_ids(ids: Tensor, size: int, *, outside_spoils: bool = True) -> tuple[Tensor, Tensor]:
-    """The row that addresses each of ``size`` slots.
+def invert_ids(ids: Tensor, size: int, *, outside_spoils: bool = True) -> tuple[Tensor, Guard]:
+    """The row that addresses each of ``size`` slots, (size,) int64, -1 where nobody does; and its guard.
 
-    Args:
-        ids: (M,) int64, distinct.
-        size: slots.
-        outside_spoils: whether an id outside 0..size-1 sets the flag; a repeated one always does.
-
-    Returns:
-        inverse (size,) int64, -1 where nobody points; flag (1,) int64, -1 unless an id is bad.
+    ids (M,) int64. A repeated one spoils, and with ``outside_spoils`` one outside 0..size-1.
     """
     state = ids.new_full((size + 1,), -1)
     if ids.shape[0]:
         with torch.cuda.device_of(ids):
-            _invert_ids_kernel[(triton.cdiv(ids.shape[0], 1024),)](
-                ids, state, ids.shape[0], size, OUTSIDE_SPOILS=outside_spoils, BLOCK=1024
+            _invert_ids_kernel[(triton.cdiv(ids.shape[0], _INVERT_BLOCK),)](
+                ids, state, ids.shape[0], size, OUTSIDE_SPOILS=outside_spoils, BLOCK=_INVERT_BLOCK
             )
-    return state[:size], state[size:]
+    return state[:size], (state[size:], -1)
 
 
 def sort_ids(ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-    """Rows by segment, each segment's in order: offsets (segments + 1,), order (M,). Ids outside are in no segment."""
+    """Rows by segment, each one's in order: offsets (segments + 1,), order (M,). An id outside is in none."""
     values, order = ids.sort(stable=True)
     return torch.searchsorted(values, torch.arange(segments + 1, device=ids.device)), order
 
 
 def sum_sorted(
-    x: Tensor,
-    offsets: Tensor,
-    order: Tensor,
-    *,
-    divisor: Tensor | None = None,
-    flag: Tensor | None = None,
-    clean: int = 0,
+    x: Tensor, offsets: Tensor, order: Tensor, *, divisor: Tensor | None = None, guard: Guard = None
 ) -> Tensor:
-    """``out[s] = sum of x[order[i]] over offsets[s] <= i < offsets[s + 1]``, in a fixed order, in float32 (or float64).
+    """``out[s] = sum of x[order[i]] over offsets[s] <= i < offsets[s + 1]``, over max(divisor[s], 1).
 
-    Args:
-        x: (M, D), any row stride.
-        offsets: (S + 1,) int64.
-        order: (M,) int64.
-        divisor: (S,) int64; segment s is divided by max(divisor[s], 1).
-        flag: one int64; all of ``out`` is NaN unless it equals ``clean``.
-
-    Returns:
-        (S, D) in the dtype of ``x``.
+    x (M, D), offsets (S + 1,), order (M,), divisor (S,) → (S, D); sums in float32 (float64 for float64).
     """
     x = _unit_stride(x)
-    segments, width = offsets.shape[0] - 1, x.shape[1]
-    out = x.new_empty(segments, width)
+    segments = offsets.shape[0] - 1
+    out = x.new_empty(segments, x.shape[1])
     if out.numel() == 0:
         return out
     if x.shape[0] > _LONG_SEGMENT * segments:
-        return _sum_long(x, offsets, order, out, divisor, flag, clean)
-    tile = RowTile.of(width, x.stride(0), x.element_size())
+        return _sum_long(x, offsets, order, out, divisor, guard)
+    tile, (flag, clean) = RowTile.of(x), guard or (None, 0)
     with torch.cuda.device_of(x):
-        _sum_segments_kernel[tile.programs(segments, width)](
-            x, order, offsets, divisor, flag, out, segments, width // tile.vec, x.stride(0) // tile.vec, clean,
-            ACC=_accumulator(x)[1], **tile.options(),
+        _sum_segments_kernel[tile.grid(*out.shape)](
+            x, order, offsets, divisor, flag, out, segments, clean=clean, ACC=_accumulator(x)[1],
+            **tile.extent(x), **tile.options(),
         )  # fmt: skip
     return out
 
 
-def _sum_long(x, offsets, order, out, divisor, flag, clean) -> Tensor:
-    """Every segment in pieces of _CHUNK rows, then the pieces of each segment. Nobody asks the device how many there are."""
+def _sum_long(x, offsets, order, out, divisor, guard) -> Tensor:
+    """Pieces of _CHUNK rows first, then each segment's pieces; how many there are stays on the device."""
     segments = offsets.shape[0] - 1
     bounds = offsets.new_zeros(segments + 1)
-    torch.cumsum((offsets.diff() + (_CHUNK - 1)) // _CHUNK, 0, out=bounds[1:])
+    bounds[1:] = ((offsets.diff() + (_CHUNK - 1)) // _CHUNK).cumsum(0)
     piece = torch.arange(x.shape[0] // _CHUNK + segments, device=x.device)
     segment = (torch.searchsorted(bounds, piece, right=True) - 1).clamp_(max=segments - 1)
     firsts = offsets[segment] + (piece - bounds[segment]) * _CHUNK
     lasts = torch.minimum(firsts + _CHUNK, offsets[segment + 1])
     partial = x.new_empty(piece.shape[0], x.shape[1], dtype=_accumulator(x)[0])
-    _sum_chunks(x, order, "order", firsts, lasts, partial)
-    return _sum_chunks(partial, None, "all", bounds, bounds[1:], out, divisor=divisor, flag=flag, clean=clean)
+    _sum_chunks(x, partial, "order", order, firsts=firsts, lasts=lasts)
+    return _sum_chunks(partial, out, "all", firsts=bounds, lasts=bounds[1:], divisor=divisor, guard=guard)
 
 
 def _sum_chunks(
-    x, index, how, firsts, lasts, out, *, chunk=0, size=0, divisor=None, flag=None, clean=0
+    x, out, how, index=None, *, firsts=None, lasts=None, chunk=0, size=0, divisor=None, guard=None
 ) -> Tensor:
-    width = x.shape[1]
-    tile = RowTile.of(width, x.stride(0), x.element_size())
+    tile, (flag, clean) = RowTile.of(x), guard or (None, 0)
     with torch.cuda.device_of(x):
-        _sum_chunks_kernel[(out.shape[0] * triton.cdiv(width, tile.cols),)](
-            x, index, firsts, lasts, divisor, flag, out, x.shape[0], chunk, size, width // tile.vec,
-            x.stride(0) // tile.vec, clean, HOW=how, ACC=_accumulator(x)[1], **tile.options(),
+        _sum_chunks_kernel[(out.shape[0] * triton.cdiv(out.shape[1], tile.cols),)](
+            x, index, firsts, lasts, divisor, flag, out, x.shape[0], chunk, size, clean=clean, HOW=how,
+            ACC=_accumulator(x)[1], **tile.extent(x), **tile.options(),
         )  # fmt: skip
     return out
 
 
-def sum_by_id(x: Tensor, ids: Tensor, segments: int) -> Tensor:
-    """``out[s] = sum of x[m] over ids[m] == s``, in the order of m. x (M, D), ids (M,) → (segments, D)."""
-    return sum_sorted(x, *sort_ids(ids, segments))
-
-
 def sum_columns(
-    x: Tensor,
-    index: Tensor | None = None,
-    size: int = 0,
-    *,
-    inside: bool = True,
-    dtype: torch.dtype | None = None,
-    flag: Tensor | None = None,
-    clean: int = 0,
+    x: Tensor, how: str, index: Tensor | None = None, size: int = 0, *, dtype=None, guard: Guard = None
 ) -> Tensor:
-    """Sum of the rows m of ``x`` (M, D) whose index[m] is in 0..size-1 (or is not); None: of all. (D,), ``dtype`` or x's."""
+    """Sum "all" rows of x (M, D), or those whose index (M,) is "inside" 0..size-1, or "outside": (D,)."""
     x = _unit_stride(x)
-    rows, width = x.shape
-    how = "all" if index is None else "inside" if inside else "outside"
-    out = x.new_empty(1, width, dtype=dtype)
-    if width and rows > _CHUNK:
-        partial = x.new_empty(triton.cdiv(rows, _CHUNK), width, dtype=_accumulator(x)[0])
-        x = _sum_chunks(x, index, how, None, None, partial, chunk=_CHUNK, size=size)
-        index, how = None, "all"
-    if width:
-        _sum_chunks(x, index, how, None, None, out, chunk=x.shape[0], size=size, flag=flag, clean=clean)
-    return out[0]
+    out = x.new_empty(1, x.shape[1], dtype=dtype)
+    if out.numel() == 0:
+        return out[0]
+    if x.shape[0] > _CHUNK:
+        partial = x.new_empty(triton.cdiv(x.shape[0], _CHUNK), x.shape[1], dtype=_accumulator(x)[0])
+        x, index, how = _sum_chunks(x, partial, how, index, chunk=_CHUNK, size=size), None, "all"
+    return _sum_chunks(x, out, how, index, chunk=x.shape[0], size=size, guard=guard)[0]

@@ -13,7 +13,9 @@ def _forward(ids: Tensor, size: int, name: str) -> Tensor:
 
 
 _CHECKED_IDS = define(
-    "checked_ids(Tensor ids, SymInt size, str name) -> Tensor", _forward, lambda ids, size, name: ids.new_empty(ids.shape)
+    "checked_ids(Tensor ids, SymInt size, str name) -> Tensor",
+    _forward,
+    lambda ids, size, name: ids.new_empty(ids.shape),
 )
 
 

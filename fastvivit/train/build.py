@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
-from fastvivit.train.config import TextConfig, TrainConfig
+from fastvivit.train.config import InitConfig, TextConfig, TrainConfig
 
 
 def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
@@ -25,20 +26,33 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
         ValueError: a text folder without a model or tokenizer.
         ImportError: transformers is not installed.
     """
-    text = scratch_tower(config.text, captions) if config.text.folder is None else local_tower(config.text)
-    model = VideoTextModel(build_encoder(config.model), text, config.dim)
+    if config.text.folder is None:
+        text = scratch_tower(config.text, captions, config.init.linear_std or 0.02)
+    else:
+        text = local_tower(config.text)
+    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim)
     if config.grad_checkpointing:
         model.video.set_grad_checkpointing()
     return model.train()
 
 
-def build_encoder(config: ViViTConfig) -> ViViT:
-    """The video encoder. Runs train on clips, so a path for images would only be weights that get no gradient."""
-    return ViViT(config.replace(images=False))
+@torch.no_grad()
+def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
+    """The video encoder, without a path for images: runs train on clips, and it would get no gradient."""
+    encoder = ViViT(config.replace(images=False))
+    if init.linear_std:
+        for module in encoder.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=init.linear_std)
+    slots, rows, columns = encoder.embed.grid
+    if init.time_std and slots > 1:
+        offsets = torch.randn(slots, 1, config.width) * init.time_std
+        encoder.embed.pos += offsets.expand(-1, rows * columns, -1).reshape(-1, config.width)
+    return encoder
 
 
-def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
-    """A small BERT with random weights over the words of ``captions``, in lower case; other words are one unknown."""
+def scratch_tower(config: TextConfig, captions: Iterable[str], std: float = 0.02) -> TextTower:
+    """A small BERT with random weights over the words of ``captions``, in lower case; others are unknown."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -58,11 +72,15 @@ def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
         num_attention_heads=config.heads,
         intermediate_size=4 * config.width,
         max_position_embeddings=config.max_length,
+        initializer_range=std,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
-    return TextTower(BertModel(bert, add_pooling_layer=False), fast, max_length=config.max_length)
+    model = BertModel(bert)
+    # Nothing reads the pooler; a model that is loaded again has one, so this one keeps it, too.
+    model.pooler.requires_grad_(False)
+    return TextTower(model, fast, max_length=config.max_length)
 
 
 def local_tower(config: TextConfig) -> TextTower:
@@ -71,7 +89,9 @@ def local_tower(config: TextConfig) -> TextTower:
 
     folder = Path(config.folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"text.folder: wanted a folder with a transformers model (config.json), got {str(folder)!r}")
+        raise ValueError(
+            f"text.folder: wanted a folder with a transformers model (config.json), got {str(folder)!r}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

@@ -13,21 +13,24 @@ from fastvivit.train.config import OptimiserConfig
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, fused where their device has that.
 
-    Weight decay leaves out parameters of fewer than two dimensions (norms, biases, the temperature) and those that
-    ``model.no_weight_decay()`` names (positions).
+    Weight decay leaves out parameters of fewer than two dimensions (norms, biases, the temperature) and those
+    that ``model.no_weight_decay()`` names (positions).
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     decayed, spared = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (spared if parameter.dim() < 2 or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in decayed + spared)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``{"<parameter>/<state>": tensor}``: by name, so that no order has to be remembered."""
+    """The optimiser's state as ``{"<parameter>/<state>": tensor}``: by name, whatever the order was."""
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
@@ -47,9 +50,11 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
         name, _, part = key.rpartition("/")
         state.setdefault(name, {})[part] = tensor
     own = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
-    if state and state.keys() != set(own):
-        other = sorted(state.keys() ^ set(own))
-        raise ValueError(f"optimiser: wanted the state of this model's parameters, these differ: {other}")
+    unknown = sorted(state.keys() - set(own))
+    if unknown:
+        raise ValueError(
+            f"optimiser: wanted the state of this model's trainable parameters, got also {unknown}"
+        )
     packed = optimiser.state_dict()
     packed["state"] = {index: state[name] for index, name in enumerate(own) if name in state}
     optimiser.load_state_dict(packed)

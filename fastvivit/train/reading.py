@@ -39,7 +39,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def config_from(kind: type[C], fields: dict[str, Any], prefix: str = "") -> C:
-    """Make a config of ``kind`` (a dataclass) out of plain values; tables become the dataclasses they stand for.
+    """Make a config of ``kind``, a dataclass, out of plain values; tables become dataclasses, too.
 
     Raises:
         ValueError: an unknown field, a missing one, a wrong type, and what the dataclass itself refuses.
@@ -109,7 +109,13 @@ def _fit(hint: Any, value: Any) -> Any:
 
 
 def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "nothing"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        type(None): "nothing",
+    }
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_words(option) for option in get_args(hint))
     if get_origin(hint) is tuple:

@@ -20,7 +20,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 def draw_masks(seeds: Tensor, grid: Sequence[int], config: MaskConfig) -> Tensor | None:
-    """Tokens that each clip keeps, from its own seed: the same in whatever batch, process or resumed run it comes.
+    """Tokens that each clip keeps, from its own seed: the same in any batch, process or resumed run.
 
     Args:
         seeds: (B,) int64, one a clip.
@@ -81,7 +81,7 @@ def train_step(
     values = torch.stack([loss.detach(), norm, model.scale.detach()]).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
-            f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower optimiser.lr or "
-            "optimiser.clip, or a longer schedule.warmup, may help"
+            f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "
+            "optimiser.lr or optimiser.clip, or a longer schedule.warmup, may help"
         )
     return {"loss": values[0], "lr": rate, "grad_norm": values[1], "scale": values[2]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +135,17 @@ def test_a_seek_that_lands_too_late_is_not_believed(encode, tmp_path, monkeypatc
     monkeypatch.setattr(pictures, "_SEEK_BACK", (-3,))  # enters 3 s after what was asked for
     assert numbers(read_clip(path, 4, 5, 32, 4.45)) == expected(LONG, 4, 5, 4.45)
     assert readings == ["patient"]
+
+
+def test_pictures_before_the_keyframe_are_passed_over(av):
+    """After a seek some decoders hand out pictures that refer to ones they never saw."""
+    frames = [SimpleNamespace(key_frame=key, pts=pts) for key, pts in ((False, 7), (True, 9), (False, 10))]
+    packet = SimpleNamespace(size=1, decode=lambda: frames)
+    container = SimpleNamespace(seek=lambda target, stream: None, demux=lambda stream: [packet])
+    stream = SimpleNamespace(time_base=Fraction(1, 10))
+    assert pictures._enter(container, stream, Path("clip.mp4"), 10)[0].pts == 9
+    with pytest.raises(pictures.Suspicious):
+        pictures._enter(container, stream, Path("clip.mp4"), 8)
 
 
 def test_past_the_end(encode, tmp_path):

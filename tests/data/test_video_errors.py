@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_no_video_stream(tmp_path, av):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("aac", rate=44100)
-        frame = av.AudioFrame(format="fltp", layout="stereo", samples=1024)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
         frame.sample_rate = 44100
         for packet in (*stream.encode(frame), *stream.encode()):
             file.mux(packet)
@@ -56,7 +57,9 @@ def test_damage_counts_where_pictures_are_wanted(encode, cut, tmp_path, monkeypa
     monkeypatch.setattr(pictures, "decoder_threads", lambda: threads)
     times = [i / 10 for i in range(120)]
     front = {"movflags": "+faststart"}  # the index comes first, so that a cut file opens
-    path = encode(tmp_path / "whole.mp4", times, muxer=front, size=(320, 240), options={"g": "10", "qp": "20"})
+    path = encode(
+        tmp_path / "whole.mp4", times, muxer=front, size=(320, 240), options={"g": "10", "qp": "20"}
+    )
     path = cut(path, tmp_path / "cut.mp4", 0.5)
     assert numbers(read_clip(path, 8, 2, 32)) == expected(times, 8, 2)
     for start in (0.0, 6.0):
@@ -76,7 +79,9 @@ def test_a_start_beyond_the_end(encode, tmp_path):
     path = encode(tmp_path / "clip.mp4", TEN)
     assert numbers(read_clip(path, 1, 1, 32, start=3.99)) == [39]
     for start in (4.01, 50.0, 1e6):
-        with pytest.raises(VideoError, match=r"start: wanted seconds within .*clip\.mp4, which ends at 4\.000 s"):
+        with pytest.raises(
+            VideoError, match=r"start: wanted seconds within .*clip\.mp4, which ends at 4\.000 s"
+        ):
             read_clip(path, 1, 1, 32, start=start)
 
 
@@ -125,6 +130,12 @@ def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", blocked)
     with pytest.raises(ImportError, match=r"needs PyAV .*pip install fastvivit\[video\]"):
         read_clip(path, 4)
+
+
+def test_importing_the_package_leaves_pyav_alone():
+    code = "import sys, fastvivit.data; sys.exit('av' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the entries of /proc/self/fd")

@@ -7,21 +7,12 @@ import torch
 
 from fastvivit.data import pictures, probe, read_clip
 
-FRAMES = {
-    "vtest.avi": 795,
-    "sintel_trailer_640x360.mp4": 1253,
-    "big_buck_bunny_0_30.webm": 720,
-    "bigbuckbunny.mp4": 132,
-    "world.mp4": 901,
-    "basketball.mp4": 333,
-    "box.mp4": 455,
-    "cup.mp4": 217,
-}
+FRAMES = {"box.mp4": 455, "cup.mp4": 217, "world.mp4": 901, "big_buck_bunny_0_30.webm": 720}
 
 
 @pytest.fixture
 def decoded(av):
-    """Every picture of a file with its seconds after the first one; timestamps are sorted, as box.mp4 needs."""
+    """Every picture of a file with its seconds after the first one; stamps sorted, as box.mp4 needs it."""
 
     def decode(path):
         with av.open(str(path), metadata_errors="ignore") as container:
@@ -32,52 +23,39 @@ def decoded(av):
     return decode
 
 
-def grey(clip):
-    """Mean brightness on a coarse grid, (T, 8, 8): enough to tell pictures apart, whatever the filter."""
-    return torch.nn.functional.adaptive_avg_pool2d(clip.float().mean(dim=0), 8)
-
-
 def on_screen(frames, times, instants, size):
-    """The same pictures by brute force and with torch's resampling."""
+    """The same pictures by brute force: choose among all of them, scale the whole picture, cut."""
+    from av.video.reformatter import Interpolation
+
     found = []
     for instant in instants:
         frame = frames[max(i for i, time in enumerate(times) if time <= instant + 1e-6)]
-        pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).float()[None]
-        scale = size / min(pixels.shape[-2:])
-        sides = [max(size, round(side * scale)) for side in pixels.shape[-2:]]
-        pixels = torch.nn.functional.interpolate(pixels, sides, mode="bicubic", antialias=True)[0]
+        scale = size / min(frame.height, frame.width)
+        sides = [max(size, round(side * scale)) for side in (frame.height, frame.width)]
+        interpolation = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        pixels = frame.reformat(sides[1], sides[0], "rgb24", interpolation=interpolation).to_ndarray()
         top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
-        found.append(pixels[:, top : top + size, left : left + size])
-    return torch.stack(found, dim=1)
+        found.append(torch.from_numpy(pixels[top : top + size, left : left + size]))
+    return torch.stack(found).permute(3, 0, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["cup.mp4", "box.mp4", "basketball.mp4", "bigbuckbunny.mp4"])
 def test_the_picture_on_screen(real, decoded, name):
     path = real(name)
     frames, times = decoded(path)
-    assert len(frames) == FRAMES[name]
     instants = [0.4 + i / 3.7 for i in range(12)]
-    difference = grey(read_clip(path, 12, 3.7, 128, 0.4)) - grey(on_screen(frames, times, instants, 128))
-    # The filters differ by up to 2 levels; neighbouring pictures of these clips by more in some cell.
-    assert difference.abs().max() < 3
+    assert torch.equal(read_clip(path, 12, 3.7, 64, 0.4), on_screen(frames, times, instants, 64))
 
 
-def test_a_variable_frame_rate_exactly(real, decoded):
-    """Where every picture is asked for at its own time, each must come out once, and none twice."""
+def test_every_picture_at_its_own_time(real, decoded):
+    """The time base of cup.mp4 is 1/26777 s: an odd rate, of which every picture must come out once."""
     path = real("cup.mp4")
     frames, times = decoded(path)
-    gaps = {round(b - a, 4) for a, b in zip(times, times[1:], strict=False)}
-    assert len(frames) == 217
-    for number in (0, 1, 57, 130, 216):
-        stay = 0.001 if number == 216 else (times[number + 1] - times[number]) / 2
-        clip = read_clip(path, 2, 1 / stay, 64, times[number])
-        want = on_screen(frames[number : number + 1], [0.0], [0.0], 64)
-        assert (grey(clip) - grey(want)).abs().max() < 3
-        assert torch.equal(clip[:, 0], clip[:, 1])
-    assert gaps
+    clip = read_clip(path, 217, 26.777, 32)
+    assert torch.equal(clip, on_screen(frames, times, times, 32))
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("name", ["box.mp4", "cup.mp4", "world.mp4", "big_buck_bunny_0_30.webm"])
 def test_counts_at_ten_a_second(real, decoded, name):
     """How many instants have a picture, from the real last one and not from the header."""
     path = real(name)
@@ -101,7 +79,7 @@ def test_box_past_its_end(real):
         read_clip(path, 1, 1, 64, start=15.3)
 
 
-@pytest.mark.parametrize("name", ["vtest.avi", "big_buck_bunny_0_30.webm", "world.mp4", "cup.mp4", "box.mp4"])
+@pytest.mark.parametrize("name", ["vtest.avi", "big_buck_bunny_0_30.webm", "cup.mp4", "box.mp4"])
 def test_a_large_start_equals_decoding_from_zero(real, monkeypatch, name):
     path = real(name)
     clip = read_clip(path, 6, 5, 64, start=6.3)

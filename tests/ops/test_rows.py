@@ -37,7 +37,9 @@ def test_gather_of_a_batch_and_of_views(backend, dtype, device, poisoned):
 
 @pytest.mark.parametrize(("backend", "dtype"), backends(SCATTER))
 @pytest.mark.parametrize("filled", [False, True])
-@pytest.mark.parametrize("shape", [(0, 0, 4), (5, 0, 4), (1, 1, 1), (9, 4, 3), (65, 33, 129), (40, 10, 768)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 0, 4), (5, 0, 4), (1, 1, 1), (9, 4, 3), (65, 33, 129), (40, 10, 768)], ids=str
+)
 def test_scatter(backend, dtype, shape, filled, device, poisoned):
     size, ids, width = shape
     x = torch.randn(ids, width, device=device, requires_grad=True)
@@ -48,7 +50,9 @@ def test_scatter(backend, dtype, shape, filled, device, poisoned):
         base = x.new_zeros(size, width) if fill is None else fill.expand(size, width)
         return base.index_put((index,), x)
 
-    check(lambda x, fill: F.scatter_tokens(x, index, size, fill=fill, backend=backend), plain, [x, fill], dtype)
+    check(
+        lambda x, fill: F.scatter_tokens(x, index, size, fill=fill, backend=backend), plain, [x, fill], dtype
+    )
 
 
 @pytest.mark.parametrize(("backend", "dtype"), backends(SCATTER))
@@ -77,7 +81,9 @@ def test_segment_mean(backend, dtype, shape, device, poisoned):
 
 @pytest.mark.parametrize("backend", names(SEGMENT))
 def test_empty_segments_are_zero_with_count_zero(backend, device):
-    mean, count = F.segment_mean(torch.ones(2, 3, device=device), torch.tensor([2, 2], device=device), 4, backend=backend)
+    mean, count = F.segment_mean(
+        torch.ones(2, 3, device=device), torch.tensor([2, 2], device=device), 4, backend=backend
+    )
     assert count.tolist() == [0, 0, 2, 0]
     assert mean.sum(1).tolist() == [0, 0, 3, 0]
 
@@ -102,14 +108,20 @@ def test_bad_arguments_are_errors_that_name_them():
     for call, message in (
         (lambda: F.gather_tokens(x[0], index), "x: wanted 2 or 3 dimensions, got shape (8,)"),
         (lambda: F.gather_tokens(x, index.int()), "index: wanted int64, got int32"),
-        (lambda: F.gather_tokens(x.long(), index), "x: wanted float32 | float16 | bfloat16 | float64, got int64"),
+        (
+            lambda: F.gather_tokens(x.long(), index),
+            "x: wanted float32 | float16 | bfloat16 | float64, got int64",
+        ),
         (lambda: F.gather_tokens(x.view(2, 2, 8), index), "index: wanted 2 dimensions, got shape (2,)"),
         (lambda: F.gather_tokens(x, index, backend="cuda9"), "backend: wanted one of 'auto'"),
         (lambda: F.gather_tokens([1.0], index), "x: wanted a tensor, got list"),
         (lambda: F.scatter_tokens(x, index, 9), "index: wanted shape (4,) like the rows of x, got (2,)"),
         (lambda: F.scatter_tokens(x[:2], index, -1), "size: wanted 0 or more rows, got -1"),
         (lambda: F.scatter_tokens(x[:2], index, 4, fill=x), "fill: wanted 1 dimensions"),
-        (lambda: F.scatter_tokens(x[:2], index, 4, fill=torch.ones(3)), "fill: wanted shape (8,) like a row of x"),
+        (
+            lambda: F.scatter_tokens(x[:2], index, 4, fill=torch.ones(3)),
+            "fill: wanted shape (8,) like a row of x",
+        ),
         (lambda: F.segment_mean(x, index, 2), "segment: wanted 4 ids like the rows of x"),
         (lambda: F.segment_mean(x[:2], index, -1), "num_segments: wanted 0 or more, got -1"),
         (lambda: F.gather_tokens(x, index.to("meta")), "index: wanted device cpu, got meta"),

@@ -59,7 +59,16 @@ def inputs(kernel, stride, offset, size, device, *, kind=torch.uint8, clips=2, w
 def fast(keep, mean, std, stride, offset, backend):
     def call(video, weight, bias, pos):
         return F.tubelet_embed(
-            video, weight, bias, pos=pos, keep=keep, mean=mean, std=std, stride=stride, offset=offset, backend=backend
+            video,
+            weight,
+            bias,
+            pos=pos,
+            keep=keep,
+            mean=mean,
+            std=std,
+            stride=stride,
+            offset=offset,
+            backend=backend,
         )
 
     return call
@@ -111,7 +120,9 @@ def test_images_take_a_2d_weight(backend, device):
     images = torch.randint(256, (3, 3, 32, 48), device=device, dtype=torch.uint8)
     weight = torch.randn(8, 3, 16, 16, device=device, requires_grad=True)
     got = F.tubelet_embed(images, weight, mean=MEAN, std=STD, backend=backend)
-    x = (images / 255 - torch.tensor(MEAN, device=device).view(3, 1, 1)) / torch.tensor(STD, device=device).view(3, 1, 1)
+    x = (images / 255 - torch.tensor(MEAN, device=device).view(3, 1, 1)) / torch.tensor(
+        STD, device=device
+    ).view(3, 1, 1)
     want = nnf.conv2d(x, weight, stride=16).flatten(2).transpose(1, 2)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     got.sum().backward()
@@ -122,7 +133,10 @@ def test_images_take_a_2d_weight(backend, device):
 def test_float64_goes_to_the_reference_or_is_refused(backend, device):
     from fastvivit import BackendError
 
-    video, weight = torch.randn(1, 3, 2, 16, 16, dtype=torch.float64), torch.randn(4, 3, 2, 16, 16, dtype=torch.float64)
+    video, weight = (
+        torch.randn(1, 3, 2, 16, 16, dtype=torch.float64),
+        torch.randn(4, 3, 2, 16, 16, dtype=torch.float64),
+    )
     if backend == "reference":
         assert F.tubelet_embed(video, weight, backend=backend).dtype == torch.float64
     else:
@@ -158,21 +172,42 @@ def test_bad_arguments_are_errors_that_name_them():
     video, weight = torch.zeros(2, 3, 4, 32, 32), torch.zeros(4, 3, 2, 16, 16)
     keep = torch.tensor([[0], [1]])
     for call, message in (
-        (lambda: F.tubelet_embed(video[0, 0], weight), "video: wanted 4 or 5 dimensions, got shape (4, 32, 32)"),
+        (
+            lambda: F.tubelet_embed(video[0, 0], weight),
+            "video: wanted 4 or 5 dimensions, got shape (4, 32, 32)",
+        ),
         (lambda: F.tubelet_embed(video.int(), weight), "video: wanted uint8 | float32"),
-        (lambda: F.tubelet_embed(video, weight[:, :2]), "weight: wanted 3 channels like video, got shape (4, 2, 2, 16, 16)"),
+        (
+            lambda: F.tubelet_embed(video, weight[:, :2]),
+            "weight: wanted 3 channels like video, got shape (4, 2, 2, 16, 16)",
+        ),
         (lambda: F.tubelet_embed(video, weight[:, :, 0]), "weight: wanted 5 dimensions"),
         (lambda: F.tubelet_embed(video[:, :, :1], weight), "video: wanted at least (T, H, W) = (2, 16, 16)"),
         (lambda: F.tubelet_embed(video, weight, torch.zeros(5)), "bias: wanted shape (4,), got (5,)"),
-        (lambda: F.tubelet_embed(video, weight, pos=torch.zeros(9, 4)), "pos: wanted shape (8, 4) for a grid of (2, 2, 2)"),
+        (
+            lambda: F.tubelet_embed(video, weight, pos=torch.zeros(9, 4)),
+            "pos: wanted shape (8, 4) for a grid of (2, 2, 2)",
+        ),
         (lambda: F.tubelet_embed(video, weight, keep=keep[:1]), "keep: wanted 2 clips like video"),
         (lambda: F.tubelet_embed(video, weight, keep=keep.int()), "keep: wanted int64, got int32"),
-        (lambda: F.tubelet_embed(video, weight, stride=(2, 16)), "stride: wanted 3 whole numbers of at least 1"),
-        (lambda: F.tubelet_embed(video, weight, stride=(0, 16, 16)), "stride: wanted 3 whole numbers of at least 1"),
-        (lambda: F.tubelet_embed(video, weight, offset=(0, -1, 0)), "offset: wanted 3 whole numbers of at least 0"),
+        (
+            lambda: F.tubelet_embed(video, weight, stride=(2, 16)),
+            "stride: wanted 3 whole numbers of at least 1",
+        ),
+        (
+            lambda: F.tubelet_embed(video, weight, stride=(0, 16, 16)),
+            "stride: wanted 3 whole numbers of at least 1",
+        ),
+        (
+            lambda: F.tubelet_embed(video, weight, offset=(0, -1, 0)),
+            "offset: wanted 3 whole numbers of at least 0",
+        ),
         (lambda: F.tubelet_embed(video, weight, mean=[0.5]), "mean: wanted 3 values, one a channel, got 1"),
         (lambda: F.tubelet_embed(video, weight, std=[0.5, 0, 1]), "std: wanted values above 0"),
-        (lambda: F.tubelet_embed(video, weight, precision="bf16"), "precision: wanted 'ieee' or 'tf32', got 'bf16'"),
+        (
+            lambda: F.tubelet_embed(video, weight, precision="bf16"),
+            "precision: wanted 'ieee' or 'tf32', got 'bf16'",
+        ),
         (lambda: F.tubelet_embed(video, weight, backend="conv"), "backend: wanted one of 'auto', 'triton'"),
         (lambda: F.tubelet_embed(video, weight.to("meta")), "weight: wanted device cpu, got meta"),
     ):

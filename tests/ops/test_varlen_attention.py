@@ -22,7 +22,9 @@ def plain(lengths_q, lengths_k, causal, scale=None):
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         outs, lses, at_q, at_k = [], [], 0, 0
         for lq, lk in zip(lengths_q, lengths_k, strict=True):
-            s = torch.einsum("qhd,khd->hqk", q[at_q : at_q + lq], k[at_k : at_k + lk]) * (scale or q.shape[2] ** -0.5)
+            s = torch.einsum("qhd,khd->hqk", q[at_q : at_q + lq], k[at_k : at_k + lk]) * (
+                scale or q.shape[2] ** -0.5
+            )
             if causal:
                 seen = torch.ones(lq, lk, dtype=torch.bool, device=q.device).tril(lk - lq)
                 s = s.masked_fill(~seen, float("-inf"))
@@ -68,17 +70,24 @@ def test_forward_and_gradients(backend, dtype, case, causal, device, poisoned):
     lengths_q, lengths_k, slack, heads, kv_heads, width = CASES[case]
     lengths_k = lengths_k or lengths_q
     q = torch.randn(sum(lengths_q) + slack, heads, width, device=device, requires_grad=True)
-    k, v = (torch.randn(sum(lengths_k) + slack, kv_heads, width, device=device, requires_grad=True) for _ in "kv")
+    k, v = (
+        torch.randn(sum(lengths_k) + slack, kv_heads, width, device=device, requires_grad=True) for _ in "kv"
+    )
     cu_q, cu_k = cu(lengths_q, device), cu(lengths_k, device)
     longest = (max(lengths_q), max(lengths_k)) if backend == "sdpa" and device != "cpu" else (None, None)
     with_lse = not (backend == "sdpa" and device != "cpu")
 
     def call(q, k, v):
-        found = F.varlen_attention(q, k, v, cu_q, cu_k, *longest, causal=causal, return_lse=with_lse, backend=backend)
+        found = F.varlen_attention(
+            q, k, v, cu_q, cu_k, *longest, causal=causal, return_lse=with_lse, backend=backend
+        )
         return found if with_lse else (found, torch.zeros(()))
 
     check(
-        masked(call, with_lse=with_lse), masked(plain(lengths_q, lengths_k, causal), with_lse=with_lse), [q, k, v], dtype
+        masked(call, with_lse=with_lse),
+        masked(plain(lengths_q, lengths_k, causal), with_lse=with_lse),
+        [q, k, v],
+        dtype,
     )
 
 
@@ -153,7 +162,9 @@ def test_bad_lengths_on_a_cpu_are_errors_that_name_them(backend):
     with pytest.raises(ValueError, match="max_seqlen_q: wanted at least 6, got 5"):
         F.varlen_attention(q, q, q, torch.tensor([0, 6], dtype=torch.int32), None, 5, backend=backend)
     with pytest.raises(ValueError, match="cu_seqlens_k: wanted a last value of at most 6"):
-        F.varlen_attention(q, q, q, *(torch.tensor([0, n], dtype=torch.int32) for n in (6, 9)), backend=backend)
+        F.varlen_attention(
+            q, q, q, *(torch.tensor([0, n], dtype=torch.int32) for n in (6, 9)), backend=backend
+        )
 
 
 def test_bad_arguments_are_errors_that_name_them():
@@ -161,17 +172,29 @@ def test_bad_arguments_are_errors_that_name_them():
     for call, message in (
         (lambda: F.varlen_attention(q[0], q, q, lengths), "q: wanted 3 dimensions"),
         (lambda: F.varlen_attention(q, q.half(), q, lengths), "k: wanted float32, got float16"),
-        (lambda: F.varlen_attention(q, q[:, :3], q[:, :3], lengths), "k: wanted a number of heads that divides q's 4, got 3"),
+        (
+            lambda: F.varlen_attention(q, q[:, :3], q[:, :3], lengths),
+            "k: wanted a number of heads that divides q's 4, got 3",
+        ),
         (lambda: F.varlen_attention(q, q[:, :, :4], q[:, :, :4], lengths), "k: wanted head dim 8 like q"),
         (lambda: F.varlen_attention(q, q, q[:5], lengths), "v: wanted shape (6, 4, 8) like k"),
-        (lambda: F.varlen_attention(q, q[:5], q[:5], lengths), "k: wanted 6 rows like q without cu_seqlens_k"),
+        (
+            lambda: F.varlen_attention(q, q[:5], q[:5], lengths),
+            "k: wanted 6 rows like q without cu_seqlens_k",
+        ),
         (lambda: F.varlen_attention(q, q, q, lengths.long()), "cu_seqlens_q: wanted int32, got int64"),
-        (lambda: F.varlen_attention(q, q, q, lengths, lengths[:1]), "cu_seqlens_k: wanted shape (2,) like cu_seqlens_q"),
+        (
+            lambda: F.varlen_attention(q, q, q, lengths, lengths[:1]),
+            "cu_seqlens_k: wanted shape (2,) like cu_seqlens_q",
+        ),
         (lambda: F.varlen_attention(q, q, q, lengths[:0]), "cu_seqlens_q: wanted at least one value"),
         (lambda: F.varlen_attention(q, q, q, lengths, dropout_p=0.1), "dropout_p: wanted 0.0"),
         (lambda: F.varlen_attention(q, q, q, lengths, window_size=(4, 4)), "window_size: wanted (-1, -1)"),
         (lambda: F.varlen_attention(q, q, q, lengths, softcap=5.0), "softcap: wanted 0.0"),
-        (lambda: F.varlen_attention(q, q, q, lengths, backend="eager"), "backend: wanted one of 'auto', 'triton', 'sdpa'"),
+        (
+            lambda: F.varlen_attention(q, q, q, lengths, backend="eager"),
+            "backend: wanted one of 'auto', 'triton', 'sdpa'",
+        ),
         (lambda: F.attention(q, q, q), "q: wanted 4 dimensions"),
     ):
         with pytest.raises(ValueError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastvivit.ops._rows_triton import gather_rows, sum_by_id
+from fastvivit.ops._rows_triton import gather_rows, sort_ids, sum_sorted
 
 
 def forward(x: Tensor, ids: Tensor) -> Tensor:
@@ -13,5 +13,5 @@ def forward(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def backward(grad: Tensor, ids: Tensor, rows: int) -> Tensor:
-    """``grad_x[n] = sum of grad[m] over ids[m] == n``, in the order of m. grad (M, D), ids (M,) → (rows, D)."""
-    return sum_by_id(grad, ids, rows)
+    """``grad_x[n] = sum of grad[m] over ids[m] == n``, in order of m. grad (M, D), ids (M,) → (rows, D)."""
+    return sum_sorted(grad, *sort_ids(ids, rows))

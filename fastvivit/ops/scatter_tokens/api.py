@@ -34,7 +34,9 @@ def scatter_tokens(
     require_tensor("x", x, (2, 3))
     require_ids("index", index, (x.dim() - 1,), x)
     if index.shape != x.shape[:-1]:
-        raise ValueError(f"index: wanted shape {tuple(x.shape[:-1])} like the rows of x, got {tuple(index.shape)}")
+        raise ValueError(
+            f"index: wanted shape {tuple(x.shape[:-1])} like the rows of x, got {tuple(index.shape)}"
+        )
     if size < 0:
         raise ValueError(f"size: wanted 0 or more rows, got {size}")
     if fill is not None:

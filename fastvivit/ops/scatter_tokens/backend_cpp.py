@@ -9,7 +9,7 @@ from fastvivit.ops._rows_native import gather_rows, invert_ids, sum_sorted
 
 
 def forward(x: Tensor, ids: Tensor, rows: int, fill: Tensor | None) -> Tensor:
-    """x (M, D), ids (M,) distinct → (rows, D)."""
+    """X (M, D), ids (M,) distinct → (rows, D)."""
     return gather_rows(x, invert_ids(ids, rows), fill)
 
 

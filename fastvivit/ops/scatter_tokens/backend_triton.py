@@ -8,15 +8,15 @@ from fastvivit.ops._rows_triton import gather_rows, invert_ids, sum_columns
 
 
 def forward(x: Tensor, ids: Tensor, rows: int, fill: Tensor | None) -> Tensor:
-    """``out[ids[m]] = x[m]``, ``fill`` or 0 elsewhere; all NaN for a bad id. x (M, D), ids (M,) → (rows, D)."""
-    inverse, flag = invert_ids(ids, rows)
-    return gather_rows(x, inverse, fill=fill, flag=flag, clean=-1)
+    """``out[ids[m]] = x[m]``, else ``fill`` or 0; all NaN for a bad id. x (M, D), ids (M,) → (rows, D)."""
+    inverse, guard = invert_ids(ids, rows)
+    return gather_rows(x, inverse, fill=fill, guard=guard)
 
 
 def backward(grad: Tensor, ids: Tensor, needs_fill: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of x (M, D) and fill (D,). grad (rows, D), ids (M,)."""
-    inverse, flag = invert_ids(ids, grad.shape[0])
-    grad_x = gather_rows(grad, ids, flag=flag, clean=-1)
+    inverse, guard = invert_ids(ids, grad.shape[0])
+    grad_x = gather_rows(grad, ids, guard=guard)
     if not needs_fill:
         return grad_x, None
-    return grad_x, sum_columns(grad, inverse, ids.shape[0], inside=False, flag=flag, clean=-1)
+    return grad_x, sum_columns(grad, "outside", inverse, ids.shape[0], guard=guard)

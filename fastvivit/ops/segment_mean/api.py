@@ -34,7 +34,9 @@ def segment_mean(
     require_tensor("x", x, (2,))
     require_ids("segment", segment, (1,), x)
     if segment.shape[0] != x.shape[0]:
-        raise ValueError(f"segment: wanted {x.shape[0]} ids like the rows of x, got shape {tuple(segment.shape)}")
+        raise ValueError(
+            f"segment: wanted {x.shape[0]} ids like the rows of x, got shape {tuple(segment.shape)}"
+        )
     if num_segments < 0:
         raise ValueError(f"num_segments: wanted 0 or more, got {num_segments}")
     if backend != "auto":

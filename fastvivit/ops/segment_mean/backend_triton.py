@@ -12,9 +12,9 @@ def forward(x: Tensor, ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     offsets, order = sort_ids(ids, segments)
     count = offsets.diff()
     # Rows that no segment counts have a bad id.
-    return sum_sorted(x, offsets, order, divisor=count, flag=count.sum(), clean=ids.shape[0]), count
+    return sum_sorted(x, offsets, order, divisor=count, guard=(count.sum(), ids.shape[0])), count
 
 
 def backward(grad: Tensor, ids: Tensor, count: Tensor) -> Tensor:
     """``grad_x[m] = grad[ids[m]] / count[ids[m]]``. grad (S, D), ids (M,), count (S,) → (M, D)."""
-    return gather_rows(grad, ids, divisor=count, flag=count.sum(), clean=ids.shape[0])
+    return gather_rows(grad, ids, divisor=count, guard=(count.sum(), ids.shape[0]))

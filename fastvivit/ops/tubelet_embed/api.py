@@ -14,6 +14,7 @@ from fastvivit.ops.tubelet_embed.op import EMBED, OP
 
 _VIDEO = (torch.uint8, *FLOATING)
 _PRECISIONS = ("ieee", "tf32")
+_NO_OFFSET = (0, 0, 0)
 
 
 def tubelet_embed(
@@ -26,7 +27,7 @@ def tubelet_embed(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     stride: Sequence[int] | None = None,
-    offset: Sequence[int] = (0, 0, 0),
+    offset: Sequence[int] = _NO_OFFSET,
     precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
@@ -64,11 +65,11 @@ def tubelet_embed(
     require_tensor("weight", weight, (dims,), FLOATING, video)
     spatial = dims - 2
     if weight.shape[1] != video.shape[1]:
-        raise ValueError(f"weight: wanted {video.shape[1]} channels like video, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: wanted {video.shape[1]} channels like video, got shape {tuple(weight.shape)}"
+        )
     stride = tuple(weight.shape[2:]) if stride is None else _numbers("stride", stride, spatial, 1)
-    if dims == 4 and tuple(offset) == (0, 0, 0):
-        offset = (0, 0)
-    offset = _numbers("offset", offset, spatial, 0)
+    offset = _NO_OFFSET[-spatial:] if offset is _NO_OFFSET else _numbers("offset", offset, spatial, 0)
     if dims == 4:
         video, weight, stride, offset = video.unsqueeze(2), weight.unsqueeze(2), (1, *stride), (0, *offset)
     if 0 in weight.shape:
@@ -77,7 +78,9 @@ def tubelet_embed(
     tokens, width = t * h * w, weight.shape[0]
     if tokens == 0:
         need = tuple(k + o for k, o in zip(weight.shape[2:], offset, strict=True))
-        raise ValueError(f"video: wanted at least (T, H, W) = {need} for one tubelet, got {tuple(video.shape[2:])}")
+        raise ValueError(
+            f"video: wanted at least (T, H, W) = {need} for one tubelet, got {tuple(video.shape[2:])}"
+        )
     if bias is not None:
         require_tensor("bias", bias, (1,), (weight.dtype,), video)
         if bias.shape[0] != width:
@@ -85,14 +88,16 @@ def tubelet_embed(
     if pos is not None:
         require_tensor("pos", pos, (2,), FLOATING, video)
         if pos.shape[0] != tokens or pos.shape[1] != width:
-            raise ValueError(f"pos: wanted shape ({tokens}, {width}) for a grid of {(t, h, w)}, got {tuple(pos.shape)}")
+            raise ValueError(
+                f"pos: wanted shape ({tokens}, {width}) for a grid of {(t, h, w)}, got {tuple(pos.shape)}"
+            )
     if keep is not None:
         require_tensor("keep", keep, (1, 2), (torch.int64,), video)
         if keep.dim() == 2 and keep.shape[0] != video.shape[0]:
             raise ValueError(f"keep: wanted {video.shape[0]} clips like video, got shape {tuple(keep.shape)}")
     mean = None if mean is None else _floats("mean", mean, video.shape[1])
     std = None if std is None else _floats("std", std, video.shape[1])
-    if std is not None and not all(s > 0 for s in std):
+    if std is not None and not min(std) > 0:
         raise ValueError(f"std: wanted values above 0, got {std}")
     if precision not in _PRECISIONS:
         raise ValueError(f"precision: wanted 'ieee' or 'tf32', got {precision!r}")
@@ -116,7 +121,7 @@ def _numbers(name: str, value: Sequence[int], count: int, least: int) -> tuple[i
 
 
 def _floats(name: str, value: Sequence[float], count: int) -> list[float]:
-    value = [float(v) for v in value]
+    value = [*map(float, value)]
     if len(value) != count:
         raise ValueError(f"{name}: wanted {count} values, one a channel, got {len(value)}")
     return value

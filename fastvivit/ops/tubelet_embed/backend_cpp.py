@@ -7,7 +7,8 @@ position are laid out first, so that the product adds to them and no further pas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ctypes import byref, c_int64
+from ctypes import addressof, byref, c_float, c_int64
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,19 +22,29 @@ _DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
 _BLOCK = 2 << 20
 
 
+_Stride = c_int64 * 5
+
+
+@lru_cache(maxsize=256)
+def _template(geometry: Geometry) -> tuple[_native.Tubelets, tuple]:
+    """``geometry`` for the kernels, without a video; and the floats that it points to, to be kept alive with it."""
+    channels = geometry.channels
+    floats = c_float * channels
+    normal = floats(*(geometry.scale or (1.0,) * channels)), floats(*(geometry.shift or (0.0,) * channels))
+    where = ((c_int64 * 3)(*v) for v in (geometry.kernel, geometry.stride, geometry.offset, geometry.grid))
+    return _native.Tubelets(None, 0, _Stride(), channels, *where, *map(addressof, normal)), normal
+
+
 class _Patches:
     """The tubelets of ``video`` as float32 rows of C·t·h·w normalised pixels."""
 
     def __init__(self, video: Tensor, ids: Tensor | None, geometry: Geometry) -> None:
-        channels = geometry.channels
         self.video, self.ids, self.geometry = video, ids, geometry
         self.rows = geometry.clips * geometry.tokens if ids is None else ids.shape[0]
-        self.normal = torch.tensor([geometry.scale or (1.0,) * channels, geometry.shift or (0.0,) * channels])
-        self.tubelets = _native.Tubelets(
-            video.data_ptr(), _DTYPE[video.dtype], (c_int64 * 5)(*video.stride()), channels,
-            (c_int64 * 3)(*geometry.kernel), (c_int64 * 3)(*geometry.stride), (c_int64 * 3)(*geometry.offset),
-            (c_int64 * 3)(*geometry.grid), self.normal[0].data_ptr(), self.normal[1].data_ptr(),
-        )  # fmt: skip
+        template, self.normal = _template(geometry)
+        self.tubelets = _native.Tubelets.from_buffer_copy(template)
+        self.tubelets.video, self.tubelets.dtype = video.data_ptr(), _DTYPE[video.dtype]
+        self.tubelets.stride = _Stride(*video.stride())
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Row ranges and their patches (rows, C·t·h·w), which the next block overwrites."""
@@ -81,8 +92,8 @@ def forward(
             None if ids is None else ids.data_ptr(), 0, patches.rows, width, out.data_ptr(),
         )  # fmt: skip
     for rows, block in patches.blocks():
-        torch.addmm(out[rows], block, matrix, beta=float(base), out=out[rows])
-    return out.to(weight.dtype)
+        out[rows].addmm_(block, matrix, beta=int(base))
+    return out if weight.dtype == torch.float32 else out.to(weight.dtype)
 
 
 def backward(
@@ -112,5 +123,7 @@ def backward(
         grad_bias = grad32.sum(0).to(weight.dtype)
     if needs_pos:
         places = torch.arange(grad.shape[0]) if ids is None else ids
-        grad_pos = segment_sum(grad32.contiguous(), places % geometry.tokens, geometry.tokens).to(weight.dtype)
+        grad_pos = segment_sum(grad32.contiguous(), places % geometry.tokens, geometry.tokens).to(
+            weight.dtype
+        )
     return grad_video, grad_weight, grad_bias, grad_pos

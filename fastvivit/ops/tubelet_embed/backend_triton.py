@@ -10,6 +10,7 @@ from fastvivit.ops.tubelet_embed.triton_backward import backward
 from fastvivit.ops.tubelet_embed.triton_forward import (
     Tile,
     _tubelet_embed_forward_kernel,
+    architecture,
     byte_scale_shift,
     fit_stages,
     grid_arguments,
@@ -25,8 +26,8 @@ from fastvivit.ops.tubelet_embed.triton_forward import (
 
 __all__ = ["backward", "forward"]
 
-# By architecture (8, 9, 10) and product: wide tiles, and narrow ones for calls too small to fill the device with those.
-# Only what compiles without a spill is here: with 128 x 256 tiles the position's addition runs out of registers.
+# By architecture (8, 9, 10) and product: wide tiles, and narrow ones for calls too small to fill the device.
+# Only what compiles without a spill is here: with 128 x 256 tiles the epilogue runs out of registers.
 TILES = {
     (8, "half"): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
     (8, "tf32"): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4)),
@@ -40,11 +41,16 @@ TILES = {
 }
 
 
+def stage_bytes(tile: Tile, video_size: int, weight_size: int) -> int:
+    """Shared memory of one pipeline stage, from the element sizes."""
+    return tile.k * (tile.m * video_size + tile.n * weight_size)
+
+
 def _fold(weight: Tensor, bias: Tensor | None, geometry: Geometry, kind: str) -> tuple[Tensor, Tensor, float]:
     """Fold the normalisation of bytes: ``(x·s + z) @ w = factor · (x - 128) @ w' + extra``.
 
-    Channels of one scale leave the weight untouched (the factor takes it); otherwise w' is rounded to the weight's dtype
-    and the bias is worked out from what it was rounded to, so that a pixel at the mean still contributes nothing.
+    Channels of one scale leave the weight untouched: the factor takes it. Otherwise w' is rounded to its
+    dtype, and the bias is worked out from the rounded w', so that a pixel at the mean still gives nothing.
     """
     scale, shift = byte_scale_shift(geometry)
     factor = max(map(abs, scale)) or 1.0
@@ -55,7 +61,7 @@ def _fold(weight: Tensor, bias: Tensor | None, geometry: Geometry, kind: str) ->
     if kind == "tf32":
         weight = round_to_tf32(weight)
     level = tuple(factor * z / s if s else 0.0 for s, z in zip(scale, shift, strict=True))
-    # Sums of a few hundred weights per channel, once a call: double costs nothing and takes this error off the table.
+    # A few million weights, once a call: double costs nothing and leaves this sum without an error.
     extra = weight.flatten(2).sum(2, dtype=torch.float64) @ table(level, weight.device, torch.float64)
     return weight, (extra if bias is None else extra + bias).float(), factor
 
@@ -96,8 +102,8 @@ def forward(
     if pos is not None and pos.stride(1) != 1:
         pos = pos.contiguous()
     tile = pick_tile(TILES, device, kind, lambda t: t.blocks(rows, width))
-    stage = tile.k * (tile.m * video.element_size() + tile.n * weight.element_size())
-    tile = fit_stages(tile, device, stage)
+    stage = stage_bytes(tile, video.element_size(), weight.element_size())
+    tile = fit_stages(tile, architecture(device), stage)
     with torch.cuda.device_of(video):
         _tubelet_embed_forward_kernel[(tile.blocks(rows, width),)](
             video, matrix_of(weight, order), bias, pos, ids, out=out, rows=rows, total=total, width=width,

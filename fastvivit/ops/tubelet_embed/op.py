@@ -69,14 +69,16 @@ def _forward(video, weight, bias, pos, keep, mean, std, stride, offset, precisio
     where = geometry(video, weight, mean, std, stride, offset)
     ids = _rows_of(keep, where.clips, where.tokens)
     rows = implementation.forward(video, weight, bias, pos, ids, where, precision)
-    return rows if keep is not None and keep.dim() == 1 else rows.view(_shape(video, weight, keep, stride, offset))
+    return rows if keep is not None and keep.dim() == 1 else rows.view(where.clips, -1, weight.shape[0])
 
 
 def _backward(grad, video, weight, keep, mean, std, stride, offset, precision, needs, backend):
     implementation = OP.choose(backend, video.device.type, video, weight)
     where = geometry(video, weight, mean, std, stride, offset)
     ids = _rows_of(keep, where.clips, where.tokens)
-    grads = implementation.backward(grad.reshape(-1, grad.shape[-1]), video, weight, ids, where, precision, tuple(needs))
+    grads = implementation.backward(
+        grad.reshape(-1, grad.shape[-1]), video, weight, ids, where, precision, tuple(needs)
+    )
     return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
 
@@ -85,11 +87,14 @@ def _fake_backward(grad, video, weight, keep, mean, std, stride, offset, precisi
     shapes = (video.shape, weight.shape, weight.shape[:1], (t * h * w, weight.shape[0]))
     like = (video, weight, weight, weight)
     return tuple(
-        base.new_empty(shape) if need else grad.new_empty(0) for base, shape, need in zip(like, shapes, needs, strict=True)
+        base.new_empty(shape) if need else grad.new_empty(0)
+        for base, shape, need in zip(like, shapes, needs, strict=True)
     )
 
 
-def _flops(video, weight, bias, pos, keep, mean, std, stride, offset, *_args, out_shape=None, **_kwargs) -> int:
+def _flops(
+    video, weight, bias, pos, keep, mean, std, stride, offset, *_args, out_shape=None, **_kwargs
+) -> int:
     clips, channels, *size = video
     t, h, w = grid_of(size, weight[2:], stride, offset)
     rows = clips * t * h * w
@@ -98,7 +103,9 @@ def _flops(video, weight, bias, pos, keep, mean, std, stride, offset, *_args, ou
     return 2 * rows * weight[0] * channels * weight[2] * weight[3] * weight[4]
 
 
-def _flops_backward(grad, video, weight, keep, mean, std, stride, offset, precision, needs, *_args, **_kwargs) -> int:
+def _flops_backward(
+    grad, video, weight, keep, mean, std, stride, offset, precision, needs, *_args, **_kwargs
+) -> int:
     one = 2 * torch.Size(grad).numel() * torch.Size(weight[1:]).numel()
     return one * (bool(needs[0]) + bool(needs[1]))
 

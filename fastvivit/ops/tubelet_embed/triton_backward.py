@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastvivit.ops._rows_triton import invert_ids, sum_by_id, sum_columns
+from fastvivit.ops._rows_triton import invert_ids, sort_ids, sum_columns, sum_sorted
 from fastvivit.ops.tubelet_embed.geometry import Geometry
 from fastvivit.ops.tubelet_embed.triton_forward import (
     FULL_DEVICE,
@@ -18,6 +18,7 @@ from fastvivit.ops.tubelet_embed.triton_forward import (
     _operand,
     _patch_channel,
     _patch_offset,
+    architecture,
     byte_scale_shift,
     corners_of,
     fit_stages,
@@ -36,8 +37,9 @@ from fastvivit.ops.tubelet_embed.triton_forward import (
 def _tubelet_embed_grad_weight_kernel(
     grad, video, corners, scale, shift, partial, rows, width, split_rows, stride_grad,
     stride_c, stride_t, stride_h, stride_w,
-    C: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ORDER: tl.constexpr, NORM: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ORDER: tl.constexpr,
+    NORM: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``partial[split, d, k] = sum of grad[m, d] · pixel[m, k]`` over the split's rows, in their order."""
     K: tl.constexpr = C * KT * KH * KW
@@ -47,7 +49,7 @@ def _tubelet_embed_grad_weight_kernel(
     k = tl.program_id(0) // blocks_n % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
     within, inside = column < width, k < K
     offset = _patch_offset(k, stride_c, stride_t, stride_h, stride_w, C, KT, KH, KW, ORDER)
-    channel = _patch_channel(k, C, KT, KH, KW, ORDER)
+    channel = _patch_channel(k, C, KT * KH * KW, ORDER)
     first = split.to(tl.int64) * split_rows
     last = tl.minimum(first + split_rows, rows)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -73,7 +75,7 @@ def _tubelet_embed_grad_video_kernel(
     PATCHES: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``scale · grad @ weight``, weight (K, D), to each row's place in the video, or with PATCHES to rows (M, K)."""
+    """``scale · grad @ weight.T``, weight (K, D), to its place in the video, or with PATCHES (M, K)."""
     K: tl.constexpr = C * KT * KH * KW
     blocks = tl.cdiv(K, BLOCK_N)
     row = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -91,7 +93,7 @@ def _tubelet_embed_grad_video_kernel(
         w = tl.load(address, mask=inside[:, None] & within[None, :], other=0.0)
         acc = tl.dot(g, tl.trans(w), acc, input_precision=PRECISION)
     if scale is not None:
-        acc = acc * tl.load(scale + _patch_channel(k, C, KT, KH, KW, ORDER))[None, :]
+        acc = acc * tl.load(scale + _patch_channel(k, C, KT * KH * KW, ORDER))[None, :]
     if flag is not None:
         acc = tl.where(tl.load(flag) != -1, float("nan"), acc)
     if PATCHES:
@@ -102,39 +104,40 @@ def _tubelet_embed_grad_video_kernel(
     tl.store(address, acc.to(out.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit
-def _nth_slot(at, n, size, STRIDE: tl.constexpr, OFFSET: tl.constexpr, KERNEL: tl.constexpr):
-    """The n-th tubelet, from the last, that covers pixel ``at`` of an axis: its slot, the pixel's place in it, whether it is."""
-    at = at - OFFSET
-    slot = tl.maximum(at, 0) // STRIDE - n
-    place = at - slot * STRIDE
-    return slot, place, (at >= 0) & (slot >= 0) & (slot < size) & (place < KERNEL)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "height", "breadth", "tokens", "grid_t", "grid_h", "grid_w"])
 def _fold_patches_kernel(
-    patches, inverse, out, channels, frames, height, breadth, tokens, grid_t, grid_h, grid_w,
+    patches, inverse, out, frames, height, breadth, tokens, grid_t, grid_h, grid_w,
     stride_b, stride_c, stride_t, stride_h, stride_w,
     C: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each pixel sums its element of every tubelet that covers it: patches (M, K) in (c, t, h, w) order → video."""
+    """Each pixel sums its element of every tubelet that covers it: patches (M, K), K as (c, t, h, w)."""
     # A channel of a clip may hold more than 2^31 pixels: only where its block begins is worked out in int64.
     pixels = height * breadth
     blocks = tl.cdiv(frames * tl.cast(pixels, tl.int64), BLOCK)
     plane = (tl.program_id(0) // blocks).to(tl.int32)
     first = tl.program_id(0) % blocks * BLOCK
     flat = (first % pixels).to(tl.int32) + tl.arange(0, BLOCK)
-    b, c = plane // channels, plane % channels
+    b, c = plane // C, plane % C
     t, h, w = (first // pixels).to(tl.int32) + flat // pixels, flat % pixels // breadth, flat % breadth
     live = t < frames
+    # The last tubelet along each axis that may cover the pixel, and how many may: n counts back from there.
+    NT: tl.constexpr = (KT + ST - 1) // ST
+    NH: tl.constexpr = (KH + SH - 1) // SH
+    NW: tl.constexpr = (KW + SW - 1) // SW
+    at_t, at_h, at_w = t - OT, h - OH, w - OW
+    last_t = tl.where(at_t >= 0, at_t // ST, -1)
+    last_h = tl.where(at_h >= 0, at_h // SH, -1)
+    last_w = tl.where(at_w >= 0, at_w // SW, -1)
     acc = tl.zeros((BLOCK,), tl.float32)
-    for n in range(tl.cdiv(KT, ST) * tl.cdiv(KH, SH) * tl.cdiv(KW, SW)):
-        slot_t, i, in_t = _nth_slot(t, n // (tl.cdiv(KH, SH) * tl.cdiv(KW, SW)), grid_t, ST, OT, KT)
-        slot_h, j, in_h = _nth_slot(h, n // tl.cdiv(KW, SW) % tl.cdiv(KH, SH), grid_h, SH, OH, KH)
-        slot_w, k, in_w = _nth_slot(w, n % tl.cdiv(KW, SW), grid_w, SW, OW, KW)
-        covered = live & in_t & in_h & in_w
+    for n in range(NT * NH * NW):
+        slot_t, slot_h, slot_w = last_t - n // (NH * NW), last_h - n // NW % NH, last_w - n % NW
+        i, j, k = at_t - slot_t * ST, at_h - slot_h * SH, at_w - slot_w * SW
+        covered = live & (slot_t >= 0) & (slot_t < grid_t) & (i < KT)
+        covered = covered & (slot_h >= 0) & (slot_h < grid_h) & (j < KH)
+        covered = covered & (slot_w >= 0) & (slot_w < grid_w) & (k < KW)
         row = b.to(tl.int64) * tokens + (slot_t * grid_h + slot_h) * grid_w + slot_w
         if inverse is not None:
             row = tl.load(inverse + row, mask=covered, other=-1)
@@ -146,7 +149,7 @@ def _fold_patches_kernel(
     tl.store(address, acc.to(out.dtype.element_ty), mask=live)
 
 
-# By architecture and product: wide tiles and narrow ones; for the weight, m is the depth and (n, k) the block.
+# By architecture and product: wide tiles, narrow ones. For the weight, m is the depth and (n, k) the block.
 WEIGHT_TILES = {
     (8, "half"): (Tile(64, 128, 128, 8, 3), Tile(64, 64, 64, 4, 3)),
     (8, "tf32"): (Tile(32, 128, 128, 8, 3), Tile(32, 64, 64, 4, 3)),
@@ -171,10 +174,21 @@ VIDEO_TILES = {
 }
 
 
+def weight_stage_bytes(tile: Tile, video_size: int, grad_size: int) -> int:
+    """Shared memory of one pipeline stage of the weight's gradient, from the element sizes."""
+    return tile.m * (tile.n * grad_size + tile.k * video_size)
+
+
+def video_stage_bytes(tile: Tile, grad_size: int) -> int:
+    """Shared memory of one pipeline stage of the video's gradient, from the element size."""
+    return tile.k * (tile.m + tile.n) * grad_size
+
+
 def _grad_weight(grad, video, weight, corners, unit, geometry, precision) -> Tensor:
-    """Gradient (D, C, t, h, w) in float32 of the weight as it meets the kernel's pixels (normalised, or bytes - 128)."""
+    """Gradient, in float32, of the weight as it meets the kernel's pixels: normalised, or bytes - 128."""
     (rows, width), order = grad.shape, pixel_order(video)
     kind = product_kind(weight, precision)
+
     def most_splits(tile: Tile) -> int:
         # Each with a few steps to fill its pipeline.
         return max(rows // (8 * tile.m), 1)
@@ -183,7 +197,8 @@ def _grad_weight(grad, video, weight, corners, unit, geometry, precision) -> Ten
         return triton.cdiv(width, tile.n) * triton.cdiv(geometry.patch, tile.k)
 
     tile = pick_tile(WEIGHT_TILES, video.device, kind, lambda t: blocks(t) * most_splits(t))
-    tile = fit_stages(tile, video.device, tile.m * (tile.n * grad.element_size() + tile.k * video.element_size()))
+    stage = weight_stage_bytes(tile, video.element_size(), grad.element_size())
+    tile = fit_stages(tile, architecture(video.device), stage)
     # Two programs to a multiprocessor.
     splits = min(triton.cdiv(2 * FULL_DEVICE, blocks(tile)), most_splits(tile))
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.m) * tile.m
@@ -208,7 +223,7 @@ def _grad_video(grad, video, weight, ids, corners, unit, geometry, precision) ->
     overlapping = any(k > s and n > 1 for k, s, n in steps)
     inverse = flag = None
     if ids is not None:
-        inverse, flag = invert_ids(ids, geometry.clips * geometry.tokens, outside_spoils=False)
+        inverse, (flag, _) = invert_ids(ids, geometry.clips * geometry.tokens, outside_spoils=False)
     order = "cthw" if overlapping else pixel_order(out)
     target = torch.empty(rows, patch, dtype=torch.float32, device=video.device) if overlapping else out
     # The corners are those of ``video``; a gradient laid out otherwise (an expanded video) needs its own.
@@ -216,17 +231,18 @@ def _grad_video(grad, video, weight, ids, corners, unit, geometry, precision) ->
         corners, unit = corners_of(out, ids, geometry, rows)
     kind = product_kind(weight, precision)
     tile = pick_tile(VIDEO_TILES, video.device, kind, lambda t: t.blocks(rows, patch))
-    tile = fit_stages(tile, video.device, tile.k * (tile.m + tile.n) * grad.element_size())
+    stage = video_stage_bytes(tile, grad.element_size())
+    tile = fit_stages(tile, architecture(video.device), stage)
     scale = None if geometry.scale is None else table(geometry.scale, video.device, torch.float32)
     _tubelet_embed_grad_video_kernel[(tile.blocks(rows, patch),)](
-        grad, matrix_of(weight, order).t().contiguous(), corners, scale, flag, target, rows, width, grad.stride(0),
-        ORDER=order, PATCHES=overlapping, PRECISION="tf32" if kind == "tf32" else "ieee", UNIT=unit,
-        **patch_arguments(out, geometry), **tile.options(),
+        grad, matrix_of(weight, order).t().contiguous(), corners, scale, flag, target, rows, width,
+        stride_grad=grad.stride(0), ORDER=order, PATCHES=overlapping, UNIT=unit,
+        PRECISION="tf32" if kind == "tf32" else "ieee", **patch_arguments(out, geometry), **tile.options(),
     )  # fmt: skip
     if overlapping:
         clips, channels, frames, height, breadth = video.shape
         _fold_patches_kernel[(clips * channels * triton.cdiv(frames * height * breadth, 1024),)](
-            target, inverse, out, channels, frames, height, breadth, grid_t=geometry.grid[0], BLOCK=1024,
+            target, inverse, out, frames, height, breadth, grid_t=geometry.grid[0], BLOCK=1024,
             **grid_arguments(out, geometry), **patch_arguments(out, geometry),
         )  # fmt: skip
     return out
@@ -241,10 +257,9 @@ def backward(
     precision: str,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of video, weight, bias (D,) and pos (N, D), each where ``needs`` says so; grad (M, D) → their dtypes.
+    """Gradients of video, weight, bias (D,) and pos (N, D), each where ``needs`` says so.
 
-    The last two have the dtype of ``weight``. Sums run in float32, or in the dtype of ``weight`` with float32
-    accumulation where they are matrix products.
+    grad is (M, D) in the dtype of ``weight``, which the last three gradients have too. Sums run in float32.
     """
     needs_video, needs_weight, needs_bias, needs_pos = needs
     (rows, width), total = grad.shape, geometry.clips * geometry.tokens
@@ -260,18 +275,21 @@ def backward(
             grad_video = _grad_video(grad, video, weight, ids, corners, unit, geometry, precision)
         fold = needs_weight and video.dtype == torch.uint8
         if needs_bias or fold:
-            column_sum = sum_columns(grad, ids, total, dtype=torch.float32)
+            taken = "all" if ids is None else "inside"
+            column_sum = sum_columns(grad, taken, ids, total, dtype=torch.float32)
             grad_bias = column_sum.to(weight.dtype) if needs_bias else None
         if needs_weight:
             grad_weight = _grad_weight(grad, video, weight, corners, unit, geometry, precision)
             if fold:
-                scale, shift = (table(v, video.device, torch.float32).view(-1, 1, 1, 1) for v in byte_scale_shift(geometry))
-                grad_weight = grad_weight * scale + column_sum.view(-1, 1, 1, 1, 1) * shift
+                scale, shift = (table(v, video.device, torch.float32) for v in byte_scale_shift(geometry))
+                grad_weight = grad_weight * scale.view(-1, 1, 1, 1)
+                grad_weight += torch.outer(column_sum, shift)[:, :, None, None, None]
             grad_weight = grad_weight.to(weight.dtype, memory_format=torch.contiguous_format)
         if needs_pos:
             if ids is None:
-                grad_pos = grad.unflatten(0, (geometry.clips, geometry.tokens)).sum(0, dtype=torch.float32).to(weight.dtype)
+                grad_pos = grad.unflatten(0, (geometry.clips, geometry.tokens)).sum(0, dtype=torch.float32)
+                grad_pos = grad_pos.to(weight.dtype)
             else:
                 places = torch.where((ids >= 0) & (ids < total), ids % geometry.tokens, -1)
-                grad_pos = sum_by_id(grad, places, geometry.tokens)
+                grad_pos = sum_sorted(grad, *sort_ids(places, geometry.tokens))
     return grad_video, grad_weight, grad_bias, grad_pos

@@ -1,12 +1,13 @@
 """The forward kernel of tubelet_embed: an implicit matrix product that gathers kept tubelets from the video.
 
-A patch element's place is worked out in the kernel from compile-time tubelet sizes, not read from a table: only so can
-the compiler see that a run of w pixels is contiguous and aligned, and load 16 bytes at a time straight into the
-pipeline's shared memory. For the same reason a channels-last video is multiplied in (t, h, w, c) order, in which its runs
-are C times longer (the weight is permuted once a call, a few megabytes).
+A patch element's place is worked out in the kernel from compile-time tubelet sizes, not read from a table:
+so the compiler sees that a run of w pixels is contiguous and aligned, and loads 16 bytes at a time. For the
+same reason a channels-last video is multiplied in (t, h, w, c) order, in which its runs are C times longer
+(the weight, a few megabytes, is permuted once a call).
 
-uint8 pixels enter the product as x - 128: exact in every dtype, free (one bit flipped, then a signed conversion), and it
-takes most of the mean out of the accumulator. What is left of the normalisation is folded into weight and bias.
+uint8 pixels enter the product as x - 128: exact in every dtype, free (a bit flipped, then a signed
+conversion), and it takes most of the mean out of the accumulator. The rest of the normalisation is folded
+into weight and bias.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from fastvivit.ops.tubelet_embed.geometry import Geometry
 @triton.jit
 def _tubelet_corner(
     token, tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w,
-    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
 ):  # fmt: skip
     """Offset in the video of the first pixel of ``token``, a row-major (clip, t, h, w) id, in int64."""
     place = token % tokens
@@ -45,7 +47,7 @@ def _patch_offset(
 ):  # fmt: skip
     """Offset of patch element ``k`` from its tubelet's corner, in int64.
 
-    ORDER "cthw": k is (c, t, h, w); "thwc": (t, h, w, c); "thw+c": the same, w and c being one contiguous run.
+    ORDER "cthw": k is (c, t, h, w); "thwc": (t, h, w, c); "thw+c": the same, w and c being one run in memory.
     """
     if ORDER == "cthw":
         offset = (k % KW).to(tl.int64) * stride_w + (k // (KW * KH * KT)).to(tl.int64) * stride_c
@@ -58,15 +60,15 @@ def _patch_offset(
 
 
 @triton.jit
-def _patch_channel(k, C: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ORDER: tl.constexpr):
-    """Channel of patch element ``k``."""
-    channel = k // (KT * KH * KW) if ORDER == "cthw" else k % C
+def _patch_channel(k, C: tl.constexpr, TUBELET: tl.constexpr, ORDER: tl.constexpr):
+    """Channel of patch element ``k``; TUBELET is KT·KH·KW."""
+    channel = k // TUBELET if ORDER == "cthw" else k % C
     return tl.minimum(channel, C - 1)
 
 
 @triton.jit
 def _operand(pixels, channel, scale, shift, NORM: tl.constexpr, dtype: tl.constexpr):
-    """Pixels [M, K] as the product takes them: x - 128 of bytes, ``x * scale[c] + shift[c]`` or x of floats."""
+    """Pixels [M, K] as the product takes them: x - 128 of bytes, ``x·scale[c] + shift[c]`` or x of floats."""
     if NORM == "centre":
         return (pixels ^ 0x80).to(tl.int8, bitcast=True).to(dtype)
     if NORM == "affine":
@@ -79,11 +81,12 @@ def _tubelet_embed_forward_kernel(
     video, weight, bias, pos, ids, scale, shift, out, rows, total, width, factor, stride_pos,
     tokens, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
     C: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     ORDER: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out[m] = factor · (pixels of ids[m]) @ weight.T + bias + pos[ids[m] % tokens]``; NaN where the id lies outside."""
+    """``out[m] = factor · pixels(ids[m]) @ weight.T + bias + pos[ids[m] % tokens]``; NaN for a bad id."""
     K: tl.constexpr = C * KT * KH * KW
     # Programs that read the same pixels are neighbours, so that all but the first find them in the L2 cache.
     blocks = tl.cdiv(width, BLOCK_N)
@@ -96,7 +99,7 @@ def _tubelet_embed_forward_kernel(
     else:
         token = tl.load(ids + row, mask=live, other=0)
         valid = (token >= 0) & (token < total)
-    # Rows and columns that nobody will store are read as valid ones: a load without a mask is wide and asynchronous.
+    # Rows and columns that nobody stores are read as valid ones: loads without masks are cheaper.
     token = tl.where(valid, token, 0).to(tl.int32)
     corner = _tubelet_corner(
         token, tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w, ST, SH, SW, OT, OH, OW
@@ -112,7 +115,7 @@ def _tubelet_embed_forward_kernel(
         else:
             pixels = tl.load(video + corner[:, None] + offset[None, :], mask=(k < K)[None, :], other=0)
             w = tl.load(lines[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
-        channel = _patch_channel(k, C, KT, KH, KW, ORDER)
+        channel = _patch_channel(k, C, KT * KH * KW, ORDER)
         a = _operand(pixels, channel, scale, shift, NORM, w.dtype)
         acc = tl.dot(a, tl.trans(w), acc, input_precision=PRECISION)
     acc = acc * factor
@@ -132,10 +135,11 @@ def _tubelet_embed_forward_kernel(
 @triton.jit(do_not_specialize=["rows", "total", "tokens", "grid_h", "grid_w"])
 def _tubelet_corners_kernel(
     ids, corners, rows, total, tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w,
-    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    OT: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``corners[m]`` = offset of the first pixel of row m's tubelet, in units of UNIT pixels; -1 for a bad id."""
+    """``corners[m]`` = offset of the first pixel of row m's tubelet, in UNIT pixels; -1 for a bad id."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
     if ids is None:
@@ -160,9 +164,11 @@ class Tile(NamedTuple):
     stages: int
 
     def blocks(self, rows: int, columns: int) -> int:
+        """Programs that cover a result."""
         return triton.cdiv(rows, self.m) * triton.cdiv(columns, self.n)
 
     def options(self) -> dict[str, object]:
+        """What a kernel is launched with."""
         return {
             "BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k,
             "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True,
@@ -170,15 +176,16 @@ class Tile(NamedTuple):
 
 
 # The interpreter pays by the program, and small tests must still cross the edges of a tile.
-INTERPRETED = Tile(16, 32, 32, 4, 1)
-# Shared memory that a pipeline may fill, in bytes: a consumer card of architecture 8 has 99 KiB, 9 and 10 have 227.
+INTERPRETED = Tile(16, 64, 128, 4, 1)
+# Bytes of shared memory that a pipeline may fill: consumer cards of 8 have 99 KiB, 9 and 10 have 227 KiB.
 _SHARED = {8: 96 << 10, 9: 200 << 10, 10: 200 << 10}
 # Programs below which the narrow tiles are used; about the multiprocessors of a large device.
 FULL_DEVICE = 128
 
 
 @lru_cache
-def _architecture(device: torch.device) -> int:
+def architecture(device: torch.device) -> int:
+    """Major compute capability as the tables know it; 0 is the interpreter."""
     if device.type != "cuda":
         return 0
     major = torch.cuda.get_device_capability(device)[0]
@@ -192,23 +199,23 @@ def product_kind(weight: Tensor, precision: str) -> str:
 
 
 def pick_tile(tiles: dict, device: torch.device, kind: str, programs: Callable[[Tile], int]) -> Tile:
-    """The wide tile of a table, or the narrow one where ``programs`` of wide ones would leave much of the device idle."""
-    major = _architecture(device)
+    """The wide tile of a table, or the narrow one if ``programs`` of wide ones leave the device idle."""
+    major = architecture(device)
     if major == 0:
         return INTERPRETED
     wide, narrow = tiles[major, kind]
     return wide if programs(wide) >= FULL_DEVICE else narrow
 
 
-def fit_stages(tile: Tile, device: torch.device, bytes_per_stage: int) -> Tile:
-    """``tile`` with as many of its stages as shared memory holds."""
-    limit = _SHARED.get(_architecture(device), 96 << 10)
-    return tile._replace(stages=max(min(tile.stages, limit // bytes_per_stage), 1))
+def fit_stages(tile: Tile, major: int, stage_bytes: int) -> Tile:
+    """``tile`` with as many of its pipeline stages as the shared memory of architecture ``major`` holds."""
+    limit = _SHARED.get(major, _SHARED[8])
+    return tile._replace(stages=max(min(tile.stages, limit // stage_bytes), 1))
 
 
 @lru_cache(maxsize=256)
 def table(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``values`` on the device, copied there once: a copy a call would stall, and can't be captured in a graph."""
+    """``values`` on the device, copied there once: a copy a call would stall, and no graph captures it."""
     return torch.tensor(values, device=device, dtype=dtype)
 
 
@@ -221,12 +228,12 @@ def pixel_order(video: Tensor) -> str:
 
 
 def matrix_of(weight: Tensor, order: str) -> Tensor:
-    """weight (D, C, t, h, w) → (D, K) contiguous in ``order``."""
-    return (weight if order == "cthw" else weight.permute(0, 2, 3, 4, 1)).reshape(weight.shape[0], -1).contiguous()
+    """Patch elements of ``weight`` (D, C, t, h, w) in ``order``: (D, K) contiguous."""
+    return (weight if order == "cthw" else weight.permute(0, 2, 3, 4, 1)).flatten(1).contiguous()
 
 
 def normalisation(video: Tensor, geometry: Geometry) -> dict[str, object]:
-    """How the kernels are to normalise: NORM, and the scale and shift (C,) float32 of "affine" (float videos)."""
+    """How the kernels are to normalise: NORM, and scale and shift (C,) float32 of "affine" (float videos)."""
     if video.dtype == torch.uint8:
         return {"NORM": "centre", "scale": None, "shift": None}
     if geometry.scale is None:
@@ -265,7 +272,7 @@ def patch_arguments(video: Tensor, geometry: Geometry) -> dict[str, int]:
 
 
 def corners_of(video: Tensor, ids: Tensor | None, geometry: Geometry, rows: int) -> tuple[Tensor, int]:
-    """Where each row's tubelet begins, worked out once for both products: (M,) int64, and the unit it counts in."""
+    """Where each row's tubelet begins, once for both products: (M,) int64, in units of the second result."""
     where, strides = grid_arguments(video, geometry), patch_arguments(video, geometry)
     axes = zip(("T", "H", "W"), video.stride()[2:], strict=True)
     steps = [where[kind + axis] * stride for axis, stride in axes for kind in "SO"]

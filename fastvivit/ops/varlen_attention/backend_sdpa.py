@@ -31,7 +31,7 @@ def forward(
     schedule: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """out (Mq, H, d) and lse (H, Mq) float32 (NaN where a device's SDPA returns none)."""
+    """Out (Mq, H, d) and lse (H, Mq) float32 (NaN where a device's SDPA returns none)."""
     if q.device.type != "cpu":
         out = _padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
         return out, q.new_full((q.shape[1], q.shape[0]), float("nan"), dtype=torch.float32)
@@ -41,7 +41,9 @@ def forward(
     for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
         o, s = _flash(*run.views(q, k, v), 0.0, run.square, attn_mask=run.mask(q), scale=softmax_scale)
         if run.covers(rows):
-            return o.transpose(1, 2).reshape(q.shape), s.float().transpose(0, 1).reshape(heads, rows).contiguous()
+            return o.transpose(1, 2).reshape(q.shape), s.float().transpose(0, 1).reshape(
+                heads, rows
+            ).contiguous()
         if out is None:
             out = q.new_zeros(q.shape)
             lse = q.new_full((heads, rows), float("-inf"), dtype=torch.float32)
@@ -74,7 +76,9 @@ def backward(
     if q.device.type != "cpu":
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         with recording_gradients():
-            again = _padded(*inputs, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
+            again = _padded(
+                *inputs, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal
+            )
         return torch.autograd.grad(again, inputs, grad_out)
     kv_heads = k.shape[1]
     k, v = _per_query_head(k, q), _per_query_head(v, q)
@@ -82,7 +86,9 @@ def backward(
     for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
         views, mask = run.views(q, k, v), run.mask(q)
         do, o = (run.queries(t).transpose(1, 2) for t in (grad_out, out))
-        stats = run.queries(lse.T).transpose(1, 2).contiguous().to(torch.promote_types(q.dtype, torch.float32))
+        stats = (
+            run.queries(lse.T).transpose(1, 2).contiguous().to(torch.promote_types(q.dtype, torch.float32))
+        )
         rest = (0.0, run.square)
         dq, dk, dv = _flash_backward(do, *views, o, stats, *rest, attn_mask=mask, scale=softmax_scale)
         if grad_lse is not None:
@@ -94,7 +100,9 @@ def backward(
     return grad_q, _sum_groups(grad_k, kv_heads), _sum_groups(grad_v, kv_heads)
 
 
-def _through_lse(run: _Run, grad_lse: Tensor, views, stats: Tensor, mask, scale: float) -> tuple[Tensor, Tensor]:
+def _through_lse(
+    run: _Run, grad_lse: Tensor, views, stats: Tensor, mask, scale: float
+) -> tuple[Tensor, Tensor]:
     """What a gradient of lse adds to those of q and k: ``scale · g · P k`` and ``scale · Pᵀ (g · q)``.
 
     Both are products with the attention weights P that the fused kernels already make: P k is attention with k as its
@@ -128,12 +136,12 @@ class _Run:
 
     def queries(self, t: Tensor) -> Tensor:
         """View of (M, ...) as (count, Lq - skip, ...)."""
-        rows = t[self.first_q : self.first_q + self.count * self.len_q]
-        return rows.unflatten(0, (self.count, self.len_q))[:, self.skip :]
+        rows = _cut(t, self.first_q, self.count, self.len_q)
+        return rows[:, self.skip :] if self.skip else rows
 
     def keys(self, t: Tensor) -> Tensor:
         """View of (M, ...) as (count, Lk, ...)."""
-        return t[self.first_k : self.first_k + self.count * self.len_k].unflatten(0, (self.count, self.len_k))
+        return _cut(t, self.first_k, self.count, self.len_k)
 
     def views(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(count, H, L, d) each."""
@@ -143,6 +151,13 @@ class _Run:
         if not self.causal or self.square:
             return None
         return q.new_full((self.len_q, self.len_k), float("-inf")).triu_(self.len_k - self.len_q + 1)
+
+
+def _cut(t: Tensor, first: int, count: int, length: int) -> Tensor:
+    """View of (M, ...) from row ``first`` as (count, length, ...)."""
+    rows = count * length
+    t = t if rows == t.shape[0] else t[first : first + rows]
+    return t.view(count, length, *t.shape[1:])
 
 
 def _runs(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: bool) -> Iterator[_Run]:
@@ -179,7 +194,9 @@ def _slots(cu_seqlens: Tensor, longest: int, rows: int) -> tuple[Tensor, Tensor,
     return (start.unsqueeze(1) + place).clamp(0, max(rows - 1, 0)), real, length
 
 
-def _padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: float, causal: bool) -> Tensor:
+def _padded(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: float, causal: bool
+) -> Tensor:
     """Padded and masked SDPA, with no look at the device: (Mq, H, d). A maximum that is too small gives NaN rows."""
     rows, sequences = q.shape[0], cu_seqlens_q.shape[0] - 1
     if rows == 0 or sequences == 0 or max_q == 0 or max_k == 0:
@@ -196,7 +213,12 @@ def _padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: 
     some = seen.any(-1, keepdim=True)
     grouped = q.shape[1] != k.shape[1]
     out = nnf.scaled_dot_product_attention(
-        torch.nan_to_num(q)[slot_q].transpose(1, 2), k, v, attn_mask=seen | ~some, scale=scale, enable_gqa=grouped
+        torch.nan_to_num(q)[slot_q].transpose(1, 2),
+        k,
+        v,
+        attn_mask=seen | ~some,
+        scale=scale,
+        enable_gqa=grouped,
     )
     out = torch.where(some, out, 0.0).transpose(1, 2)
     row = torch.arange(rows, device=q.device, dtype=cu_seqlens_q.dtype)

@@ -208,7 +208,8 @@ def _constants(tile: Tile, precision: str, *tensors: Tensor) -> dict:
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "WIDE": any(abs(x.stride(0)) * GRANULE >= 2**31 for x in tensors),
-        "PRECISION": precision,
+        # One name for everything that matrix instructions compute: "ieee" has its own schedule in the kernels.
+        "PRECISION": "ieee" if kind_of(tensors[0].dtype, precision) == "ieee" else "tf32",
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         # The default is announced to change; every exp2 argument here is one FMA.

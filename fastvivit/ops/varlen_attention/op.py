@@ -28,7 +28,11 @@ def _refuses_sdpa(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> st
 
 
 def _refuses_reference(q: Tensor, *_args) -> str | None:
-    return None if q.device.type == "cpu" else f"reads cu_seqlens, which would stall {q.device}; ask for it by name"
+    return (
+        None
+        if q.device.type == "cpu"
+        else f"reads cu_seqlens, which would stall {q.device}; ask for it by name"
+    )
 
 
 OP = Op(
@@ -49,10 +53,13 @@ OP = Op(
 
 def _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, rows_q: int, rows_k: int) -> None:
     """On a CPU, where looking costs nothing: lengths and their bounds must be right."""
-    for name, cu, longest, rows in (("q", cu_seqlens_q, max_q, rows_q), ("k", cu_seqlens_k, max_k, rows_k)):
-        check_cu_seqlens(f"cu_seqlens_{name}", cu, rows)
-        if longest is not None and cu.shape[0] > 1 and int(cu.diff().max()) > longest:
-            raise ValueError(f"max_seqlen_{name}: wanted at least {int(cu.diff().max())}, got {longest}")
+    sides = [("q", cu_seqlens_q, max_q, rows_q)]
+    if cu_seqlens_k is not cu_seqlens_q or rows_k < rows_q or max_k != max_q:
+        sides.append(("k", cu_seqlens_k, max_k, rows_k))
+    for name, cu, longest, rows in sides:
+        found = check_cu_seqlens(f"cu_seqlens_{name}", cu, rows)
+        if longest is not None and found > longest:
+            raise ValueError(f"max_seqlen_{name}: wanted at least {found}, got {longest}")
 
 
 def _forward(
@@ -115,11 +122,25 @@ BACKWARD = define(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest):
+    def forward(
+        ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest
+    ):
         ctx.set_materialize_grads(False)
         ctx.settings = (max_q, max_k, scale, causal, rest)
         out, lse = below_autograd(
-            ATTENTION, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest
+            ATTENTION,
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_q,
+            max_k,
+            scale,
+            causal,
+            return_lse,
+            schedule,
+            *rest,
         )
         ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, schedule)
         if not return_lse:
@@ -132,7 +153,21 @@ class _Attention(torch.autograd.Function):
         max_q, max_k, scale, causal, rest = ctx.settings
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grads = BACKWARD(
-            grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, *rest
+            grad_out,
+            grad_lse,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_q,
+            max_k,
+            scale,
+            causal,
+            schedule,
+            *rest,
         )
         return (*grads, *(None for _ in range(11)))
 

@@ -49,7 +49,7 @@ def forward(
     schedule: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """out (Mq, H, d) in the dtype of q and lse (H, Mq) float32; half types are computed in float32."""
+    """Out (Mq, H, d) in the dtype of q and lse (H, Mq) float32; half types are computed in float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
     cu_q, cu_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     out, lse = _attend(q.to(wide), k.to(wide), v.to(wide), cu_q, cu_k, softmax_scale, causal)

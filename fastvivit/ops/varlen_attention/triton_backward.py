@@ -177,6 +177,9 @@ def _grad_of_queries(
             seen = seen & (key <= last_key[:, None])
         weights = tl.where(seen, weights, 0.0)
     v = load_tile(v_first, v_offsets, keys_left, HEAD_DIM, MASKED)
+    if PRECISION == "ieee":
+        # Products without matrix instructions: else both are scheduled as one, with the operands of both in registers.
+        tl.debug_barrier()
     grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
     grad_scores = weights * (grad_weights - delta[:, None])
     return tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)

@@ -1,0 +1,56 @@
+# Every target makes what it needs, the virtual environment included.
+#   make demo    the whole recipe in miniature, on video files it writes itself
+#   make test    every test that this machine can run
+# PYTHON picks the interpreter; TORCH what is installed first (an unpinned torch may bring gigabytes of CUDA packages).
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+SOURCES := $(wildcard csrc/*)
+
+.PHONY: demo test test-all check bench gpu sanitize clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fastvivit demo --out demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q
+
+test-all: check compile-report test
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	$(BIN)/codespell
+
+.PHONY: compile-report
+compile-report: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.compile_report
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.run --save
+
+# On a machine with a GPU, with the Python it is given: no virtual environment and no network.
+gpu:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q tests/ops tests/modules tests/test_tokens.py
+	$(PYTHON) -m benchmarks.run --save
+
+sanitize:
+	$(PYTHON) setup.py -q build_ext --inplace
+	compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/ops -k "triton and not opcheck"
+
+$(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+	$(PIP) install -e ".[test]"
+	$(PIP) install ruff==0.17.6 clang-format==23.1.5 codespell==2.4.3
+	@$(BIN)/python -c "from fastvivit import _native; print(_native.reason() or 'compiled CPU kernels: ready')"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info fastvivit/*.so fastvivit/_build.json demo .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

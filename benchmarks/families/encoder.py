@@ -1,0 +1,164 @@
+"""Whole encoders: a training step with 75 % of the tokens masked, and a forward pass with all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import fastvivit.functional as F
+from benchmarks.case import OURS, Bench, Case, Claim, Contestant, Options
+from benchmarks.families.attention import attention_flops
+from benchmarks.gate import far_apart
+from benchmarks.peers import hf
+from fastvivit import ViViT
+from fastvivit.models import ViViTConfig
+
+VIDEOMAE, VIVIT = "transformers VideoMAE", "transformers ViViT"
+# Two float32 encoders that sum in other orders drift apart layer by layer; another function would be near 1.
+DRIFT = 1e-4
+
+
+def encoder_cases(options: Options) -> list[Case]:
+    """The step at batch 2, the forward at batch 1."""
+    tiny = {"frames": 4, "size": 32, "width": 64, "depth": 2, "heads": 2, "ff": 128}
+    config = ViViTConfig.base(images=False, **(tiny if options.quick else {}))
+    step = _Encoders(config, options, clips=2, mask_ratio=0.75)
+    forward = _Encoders(config, options, clips=1, mask_ratio=0.0)
+    size = f"{config.frames}x{config.size[0]}x{config.size[1]}"
+    # Weights are read by the forward and twice by the backward, which writes their gradients.
+    weights = 4 * config.depth * (4 * config.width**2 + 2 * config.width * config.ff)
+    claims = (
+        Claim(text="not slower than VideoMAE at the same mask", peers=(VIDEOMAE,), at_least=1.0),
+        Claim(text="at least 5 x as fast as ViViT unmasked", peers=(VIVIT,), at_least=5.0),
+    )
+    return [
+        Case(
+            name=f"encoder/training step, {config.frames} frames, 75 % masked",
+            layer=f"ViT-B, 2 clips of {size}, {step.kept} of {config.tokens} tokens each",
+            counts="forward, mean-pool loss, backward; no optimiser",
+            flops=step.flops(backward=True),
+            bytes=4 * weights,
+            build=lambda: step.bench(_step),
+            claims=claims,
+            seconds=40.0,
+            min_rounds=3,
+            peak={name: (lambda name=name: step.contestant(name, _step)) for name in (OURS, VIDEOMAE, VIVIT)},
+        ),
+        Case(
+            name=f"encoder/forward, {config.frames} frames, unmasked",
+            layer=f"ViT-B, 1 clip of {size}, {config.tokens} tokens",
+            counts="forward without gradients, all tokens after the final norm",
+            flops=forward.flops(backward=False),
+            bytes=weights,
+            build=lambda: forward.bench(_forward),
+            claims=(Claim(text="not slower than ViViT", peers=(VIVIT,), at_least=1.0),),
+            seconds=30.0,
+            min_rounds=3,
+            peak={
+                name: (lambda name=name: forward.contestant(name, _forward))
+                for name in (OURS, VIDEOMAE, VIVIT)
+            },
+        ),
+    ]
+
+
+def _forward(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return features()
+
+    return call
+
+
+def _step(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = features().mean(1).square().mean()
+            loss.backward()
+        return loss.detach()
+
+    return call
+
+
+class _Encoders:
+    """The three encoders on the same clips. VideoMAE's weights are copied into ours, to compare their results."""
+
+    def __init__(self, config: ViViTConfig, options: Options, *, clips: int, mask_ratio: float) -> None:
+        self.config, self.options, self.clips, self.mask_ratio = config, options, clips, mask_ratio
+        self.kept = config.tokens - int(config.tokens * mask_ratio)
+
+    def flops(self, *, backward: bool) -> int:
+        """Matrix products of our forward, or of forward and backward (the pixels get no gradient)."""
+        c, rows = self.config, self.clips * self.kept
+        linear = 2 * rows * c.depth * (4 * c.width**2 + 2 * c.width * c.ff)
+        embed = 2 * rows * c.width * c.channels * c.tubelet[0] * c.tubelet[1] * c.tubelet[2]
+        attention = c.depth * attention_flops([self.kept] * self.clips, c.heads, c.width // c.heads, backward)
+        return attention + (3 * linear + 2 * embed if backward else linear + embed)
+
+    def contestant(self, name: str, wrap) -> Callable[[], Tensor]:
+        """Make one encoder and its inputs, and return the call."""
+        model, features = self._make(name)
+        return wrap(features, model)
+
+    def bench(self, wrap) -> Bench:
+        """Make those that can take part."""
+        why_not = hf.missing()
+        if why_not:
+            # Ours alone has nothing to be held against, and so can't be timed.
+            return Bench(contestants={OURS: Contestant(call=lambda: None)}, gate=lambda: why_not)
+        models, contestants = {}, {}
+        notes = {
+            OURS: "from uint8 pixels",
+            VIDEOMAE: "normalised float32 pixels given" + (", same mask" if self.mask_ratio else ""),
+            VIVIT: "normalised float32 pixels given" + (", no mask: it has none" if self.mask_ratio else ""),
+        }
+        for name, note in notes.items():
+            models[name], features = self._make(name)
+            contestants[name] = Contestant(call=wrap(features, models[name]), note=note)
+        hf.copy_weights(models[VIDEOMAE], models[OURS])
+        return Bench(contestants=contestants, gate=lambda: _gate(contestants, models))
+
+    def _make(self, name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+        c, device = self.config, self.options.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.clips, c.channels, c.frames, *c.size)
+        video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        keep = F.random_keep(self.clips, c.tokens, self.mask_ratio, generator=generator).to(device)
+        torch.manual_seed(0)
+        if name == OURS:
+            model, ids = ViViT(c).train().to(device), keep if self.mask_ratio else None
+            return model, lambda: model(video, keep=ids).last_hidden_state
+        pixels = hf.pixels(video)
+        if name == VIVIT:
+            model = hf.vivit(c).train().to(device)
+            return model, lambda: model(pixels).last_hidden_state
+        model, mask = (
+            hf.videomae(c).train().to(device),
+            hf.masked(keep, c.tokens) if self.mask_ratio else None,
+        )
+        return model, lambda: model(pixels, mask).last_hidden_state
+
+
+def _gate(contestants: dict[str, Contestant], models: dict[str, nn.Module]) -> str | None:
+    """Ours against VideoMAE with the same weights: the result, and gradients of first and last layers."""
+    found, wanted = contestants[OURS].call(), contestants[VIDEOMAE].call()
+    wrong = far_apart(found, wanted, DRIFT)
+    if wrong:
+        return f"result: {wrong}"
+    ours, theirs = models[OURS], models[VIDEOMAE]
+    pairs = {
+        "embedding weight": (ours.embed.weight, theirs.embeddings.patch_embeddings.projection.weight),
+        "last fc2 weight": (ours.blocks[-1].mlp.fc2.weight, theirs.encoder.layer[-1].output.dense.weight),
+        "first proj weight": (
+            ours.blocks[0].attn.proj.weight,
+            theirs.encoder.layer[0].attention.output.dense.weight,
+        ),
+    }
+    for name, (mine, other) in pairs.items():
+        wrong = far_apart(mine.grad, other.grad, DRIFT) if other.grad is not None else None
+        if wrong:
+            return f"gradient of {name}: {wrong}"
+    return None

@@ -1,0 +1,136 @@
+"""Clocks: the ceilings of a machine, interleaved repeats, spreads."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+# A sample shorter than this would time the clock and the scheduler; short calls are repeated within it.
+SAMPLE = 0.01
+MAX_ROUNDS = 31
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Samples of one contestant, in seconds a call (or without unit, for ratios), round by round."""
+
+    samples: tuple[float, ...]
+    median: float = field(init=False)
+    p10: float = field(init=False)
+    p90: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.samples)
+        for name, value in (
+            ("median", median(ordered)),
+            ("p10", _at(ordered, 0.1)),
+            ("p90", _at(ordered, 0.9)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def over(self, other: Spread) -> Spread:
+        """Ratio to ``other`` within each round: what slows a whole round slows both, and cancels."""
+        return Spread(tuple(a / b for a, b in zip(self.samples, other.samples, strict=True)))
+
+    def beyond(self, other: Spread) -> Spread:
+        """What is left when the time of ``other`` is taken off, round by round."""
+        return Spread(tuple(a - b for a, b in zip(self.samples, other.samples, strict=True)))
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    """Linear interpolation between the neighbouring samples."""
+    place = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return below + (above - below) * (place % 1)
+
+
+def sample(call: Callable[[], object], times: int, device: str) -> float:
+    """Seconds a call over ``times`` calls. The collector stays out, as in ``timeit``."""
+    _wait(device)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        started = time.perf_counter()
+        for _ in range(times):
+            call()
+        _wait(device)
+        return (time.perf_counter() - started) / times
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, device: str
+) -> dict[str, Spread]:
+    """Time ``calls`` in rounds that sample each once, so that a drift of the machine meets them all.
+
+    Every second round runs backwards, so that nobody always follows the same neighbour's cache contents.
+
+    Args:
+        calls: by name.
+        seconds: what to spend.
+        min_rounds: rounds at least, whatever they cost.
+        device: waited for around every sample.
+    """
+    times = {}
+    for name, call in calls.items():
+        estimate = sample(call, 1, device)
+        # The first call also pays for allocation and first-use choices; a long one is not repeated for that.
+        estimate = estimate if estimate > 0.5 else sample(call, 1, device)
+        times[name] = (max(1, math.ceil(SAMPLE / max(estimate, 1e-7))), estimate)
+    a_round = sum(count * estimate for count, estimate in times.values())
+    rounds = max(min_rounds, min(MAX_ROUNDS, int(seconds / a_round)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        gc.collect()
+        for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
+            samples[name].append(sample(calls[name], times[name][0], device))
+    return {name: Spread(tuple(found)) for name, found in samples.items()}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine reached in this run: bytes/s of a copy (read and written), FLOP/s of a float32 product."""
+
+    copy: float
+    product: float
+
+    def seconds(self, flops: int, moved: int) -> float:
+        """The least time for the work, by whichever ceiling binds."""
+        return max(flops / self.product, moved / self.copy)
+
+    def binding(self, flops: int, moved: int) -> str:
+        """Which of them that is."""
+        return "product" if flops / self.product >= moved / self.copy else "copy"
+
+
+def ceilings(device: str, *, quick: bool = False) -> Ceilings:
+    """Measure them, each by its best sample: a ceiling that a busy machine lowers would flatter everyone."""
+    # Well beyond any cache, or the copy would measure that.
+    source = torch.ones((32 if quick else 256) << 18, device=device)
+    target = torch.empty_like(source)
+    size = 512 if quick else 2048
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    product = torch.empty_like(a)
+    found = interleaved(
+        {"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b, out=product)},
+        seconds=0.3 if quick else 3.0,
+        min_rounds=3 if quick else 9,
+        device=device,
+    )
+    return Ceilings(
+        copy=2 * source.numel() * source.element_size() / min(found["copy"].samples),
+        product=2 * size**3 / min(found["product"].samples),
+    )
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -1,0 +1,22 @@
+"""Moving rows with PyTorch's own indexing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scatter_filled(x: Tensor, index: Tensor, size: int, fill: Tensor) -> Tensor:
+    """Fill every row, then ``index_copy_`` over some: two passes, as indexing has no other way."""
+    return fill.expand(size, -1).contiguous().index_copy_(0, index, x)
+
+
+def segment_mean(x: Tensor, segment: Tensor, segments: int) -> Tensor:
+    """``index_add_`` into zeros, over the counts."""
+    total = x.new_zeros(segments, x.shape[1]).index_add_(0, segment, x)
+    return total / torch.bincount(segment, minlength=segments).clamp_(min=1).unsqueeze(1)
+
+
+def mean_of_equal(x: Tensor, clips: int) -> Tensor:
+    """Pooling where clips are equally long and in order, which a plain mean can do."""
+    return x.view(clips, -1, x.shape[1]).mean(1)

@@ -1,0 +1,136 @@
+"""The two models of the demo, and the searches they are asked to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvivit.data import ClipDataset, Entry
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.dual import VideoTextModel
+from fastvivit.search import Index, Match, embed_files, search
+from fastvivit.train import (
+    DataConfig,
+    Evaluation,
+    InitConfig,
+    MaskConfig,
+    OptimiserConfig,
+    RunConfig,
+    ScheduleConfig,
+    TextConfig,
+    TrainConfig,
+)
+
+MODELS = {
+    "video-first": "tubelets of 2 frames, all tokens of a clip attend to each other",
+    "frame-level": "every frame on its own, then the mean; no sense of time",
+}
+QUERIES, TOP = 4, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One of the two models.
+
+    Attributes:
+        model: it.
+        config: its run.
+        evaluation: its scores on the held-out files.
+        metrics: the lines of its ``metrics.jsonl``.
+    """
+
+    model: VideoTextModel
+    config: TrainConfig
+    evaluation: Evaluation
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one model found for a query.
+
+    Attributes:
+        query: the text, a held-out clip's caption.
+        entries: entries of the held-out manifest that were found, best first.
+        matches: their scores.
+        motions: for each, whether its two motions are the query's, in order.
+    """
+
+    query: str
+    entries: list[int]
+    matches: list[Match]
+    motions: list[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All that the demo found.
+
+    Attributes:
+        trained: the models by name.
+        searches: their answers by name.
+        own: windows of the user's clips, or None.
+        dataset: the held-out clips.
+        seconds: what all of it took.
+    """
+
+    trained: dict[str, Trained]
+    searches: dict[str, list[Answer]]
+    own: Index | None
+    dataset: ClipDataset
+    seconds: float
+
+
+def demo_config(kind: str, train: Path, heldout: Path, *, steps: int, seed: int) -> TrainConfig:
+    """The run of one of ``MODELS``: everything but the encoder is the same for both."""
+    shape = {"size": 64, "width": 128, "depth": 4, "heads": 4, "ff": 512, "pos_std": 0.2}
+    if kind == "frame-level":
+        model = ViViTConfig(frames=16, tubelet=(1, 16, 16), attention="frame", **shape)
+    else:
+        model = ViViTConfig(frames=16, tubelet=(2, 16, 16), attention="joint", **shape)
+    return TrainConfig(
+        steps=steps,
+        seed=seed,
+        batch_size=64,
+        dim=128,
+        model=model,
+        data=DataConfig(train=str(train), heldout=str(heldout), fps=8.0, cache=True),
+        init=InitConfig(time_std=0.5, linear_std=0.09),
+        text=TextConfig(width=128, depth=2, heads=4, max_length=32),
+        optimiser=OptimiserConfig(lr=5e-4, clip=1.0),
+        schedule=ScheduleConfig(warmup=min(50, steps // 2)),
+        mask=MaskConfig(ratio=0.75),
+        run=RunConfig(log_every=100, save_every=max(steps, 1), keep_last=1),
+    )
+
+
+def run_searches(trained: dict[str, Trained], entries: Sequence[Entry]) -> dict[str, list[Answer]]:
+    """Ask both models for the same captions, spread over the held-out clips."""
+    files = [entry.video for entry in entries]
+    place = {str(file): i for i, file in enumerate(files)}
+    asked = range(0, len(entries), max(1, len(entries) // QUERIES))[:QUERIES]
+    found: dict[str, list[Answer]] = {}
+    for kind, one in trained.items():
+        index = embed_files(one.model, files, fps=one.config.data.fps, batch_size=one.config.batch_size)
+        found[kind] = [_answer(one.model, index, entries, place, entries[query]) for query in asked]
+    return found
+
+
+def _answer(
+    model: VideoTextModel, index: Index, entries: Sequence[Entry], place: dict[str, int], asked: Entry
+) -> Answer:
+    query = asked.captions[0]
+    with torch.no_grad():
+        matches = search(index, model.encode_text([query])[0], TOP)
+    found = [place[match.file] for match in matches]
+    wanted = asked.extra["motions"]
+    return Answer(
+        query=query,
+        entries=found,
+        matches=matches,
+        motions=[entries[i].extra["motions"] == wanted for i in found],
+    )

@@ -1,0 +1,157 @@
+"""Checkpoints as folders: each appears whole or not at all, and holds all that an exact resume needs.
+
+``<run>/checkpoints/step-00000100/`` is a model that ``fastvivit.load_pretrained`` reads, beside
+``training.safetensors`` (the optimiser's state and the states of the random generators) and ``training.json``
+(step, position in the data, config). It is written under another name, flushed to the disk and renamed; which
+one is the latest is found by listing, so there is no pointer that could be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastvivit.pretrained import WEIGHTS, write_pretrained
+from fastvivit.train.optimiser import load_optimiser, optimiser_tensors
+
+FOLDER, TENSORS, STATE = "checkpoints", "training.safetensors", "training.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_FORMAT = 1
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = [path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest finished checkpoint of a run, or None."""
+    found = checkpoints(run)
+    return found[-1] if found else None
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep_last: int = 3,
+) -> Path:
+    """Write the checkpoint of ``step``, then remove all but the last ``keep_last``.
+
+    Killed at any instant, it leaves the checkpoints before it as they were.
+
+    Args:
+        run: the run's folder.
+        step: steps taken.
+        model: a ``VideoTextModel`` or ``ViViT``.
+        optimiser: its optimiser.
+        state: anything else, as plain JSON.
+        keep_last: how many stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    parent = run / FOLDER
+    parent.mkdir(parents=True, exist_ok=True)
+    target = parent / f"step-{step:08d}"
+    if target.exists():  # made by this run at this very step, or by the one that it goes on with
+        return target
+    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}-"))
+    try:
+        write_pretrained(model, scratch)
+        tensors = optimiser_tensors(model, optimiser) | _random_states()
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS
+        )
+        (scratch / STATE).write_text(json.dumps({"format": _FORMAT, "step": step} | state, indent=2) + "\n")
+        flush(scratch)
+        scratch.rename(target)
+        flush_folder(parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for old in checkpoints(run)[:-keep_last]:
+        # Renamed first: a kill half-way through a removal must not leave something that looks finished.
+        gone = old.with_name(f".{old.name}-removed")
+        old.rename(gone)
+        shutil.rmtree(gone)
+    return target
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        ValueError: a folder without one, or of another format.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint: {checkpoint} has no readable {STATE}: {error}") from None
+    if state.get("format") != _FORMAT:
+        raise ValueError(f"checkpoint: wanted format {_FORMAT}, got {state.get('format')!r} in {checkpoint}")
+    return state
+
+
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights, optimiser state and random states in place.
+
+    Raises:
+        ValueError: weights or state that do not fit the model, or can't be read.
+    """
+    try:
+        model.load_state_dict(load_file(checkpoint / WEIGHTS))
+        tensors = load_file(checkpoint / TENSORS)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"checkpoint: {checkpoint} can't be loaded: {error}") from error
+    random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random/")}
+    load_optimiser(model, optimiser, tensors)
+    torch.set_rng_state(random["random/cpu"])
+    if "random/cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["random/cuda"])
+
+
+def remove_scratch(run: Path) -> None:
+    """Remove what killed writers left."""
+    for path in (run / FOLDER).glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def flush(folder: Path) -> None:
+    """Bring all files below a folder, and their names, to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    flush_folder(folder)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["random/cuda"] = torch.cuda.get_rng_state()
+    return states

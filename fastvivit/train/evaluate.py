@@ -1,0 +1,103 @@
+"""Scores on held-out clips: retrieval, and clip against twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fastvivit import metrics
+from fastvivit.data import ClipDataset, EpochSampler, collate
+from fastvivit.modules.dual import VideoTextModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores, and what they were taken from.
+
+    Attributes:
+        scores: ``t2v_r1`` and the like in percent, ``twin`` where the manifest names twins, ``clips``,
+            ``broken``.
+        chance: what guessing scores, for those of ``scores`` that are shares.
+        entries: entry of the data set of each clip that could be read.
+        captions: every caption of those entries.
+        owners: for each caption the place of its clip in ``entries``.
+        similarity: (captions, clips) cosines.
+    """
+
+    scores: dict[str, float]
+    chance: dict[str, float]
+    entries: list[int]
+    captions: list[str]
+    owners: list[int]
+    similarity: Tensor
+
+
+@torch.no_grad()
+def encode_clips(
+    model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0
+) -> tuple[Tensor, list[int]]:
+    """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries."""
+    device = model.logit_scale.device
+    loader = DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(
+            len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False
+        ),
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),  # or the loader would draw from the training's random numbers
+    )
+    vectors, entries, wanted = [], [], 0
+    for batch in loader:
+        dataset.record_failures(batch["failures"])
+        found = batch["index"].tolist()
+        # A broken file's place is taken by another clip, which must not count twice.
+        good = [row for row, index in enumerate(found) if index == wanted + row]
+        wanted += len(found)
+        video = batch["video"].to(device)
+        vectors.append(model.encode_video(video).float().cpu()[good])
+        entries += [found[row] for row in good]
+    return torch.cat(vectors), entries
+
+
+@torch.no_grad()
+def evaluate(model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0) -> Evaluation:
+    """Score a model; it is left in the mode it was in.
+
+    ``twin`` is the share of clips that are nearer to their own (first) caption than to their twin's; a tie is
+    a miss.
+
+    Raises:
+        ValueError: no clip can be read.
+    """
+    training = model.training
+    model.eval()
+    try:
+        video, entries = encode_clips(model, dataset, batch_size=batch_size, workers=workers)
+        captions, owners = [], []
+        for place, entry in enumerate(entries):
+            captions += dataset.entries[entry].captions
+            owners += [place] * len(dataset.entries[entry].captions)
+        parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
+        text = torch.cat([model.encode_text(part).float().cpu() for part in parts])
+    finally:
+        model.train(training)
+    similarity = text @ video.T
+    scores = metrics.retrieval(similarity, owners)
+    chance = {f"{way}_r{k}": 100.0 * min(k / len(entries), 1.0) for way in ("t2v", "v2t") for k in (1, 5, 10)}
+    first = {place: caption for caption, place in reversed(list(enumerate(owners)))}
+    place_of = {entry: place for place, entry in enumerate(entries)}
+    twins = dataset.twin_indices()
+    pairs = [
+        (place, place_of[twins[entry]]) for place, entry in enumerate(entries) if twins[entry] in place_of
+    ]
+    if pairs:
+        right = [bool(similarity[first[own], own] > similarity[first[twin], own]) for own, twin in pairs]
+        scores["twin"], chance["twin"] = 100.0 * sum(right) / len(right), 50.0
+    scores |= {"clips": float(len(entries)), "broken": float(len(dataset) - len(entries))}
+    return Evaluation(
+        scores=scores, chance=chance, entries=entries, captions=captions, owners=owners, similarity=similarity
+    )

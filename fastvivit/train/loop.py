@@ -1,0 +1,275 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import fastvivit
+from fastvivit.data import ClipDataset, EpochSampler, collate
+from fastvivit.data.dataset import Failure
+from fastvivit.pretrained import save_pretrained
+from fastvivit.train.build import build_model
+from fastvivit.train.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    remove_scratch,
+    save_checkpoint,
+)
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.evaluate import Evaluation, evaluate
+from fastvivit.train.journal import Journal
+from fastvivit.train.optimiser import make_optimiser
+from fastvivit.train.step import train_step
+
+CONFIG, MODEL = "config.json", "model"
+
+
+def fit(
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    name: str = "train",
+) -> Path:
+    """Train, and leave everything in one folder.
+
+    ``config.json``, ``metrics.jsonl`` (each step once), ``events`` (TensorBoard), ``checkpoints``, and at the
+    end ``model`` (for ``fastvivit.load_pretrained``) and ``report.html``. Killed at any instant and resumed,
+    a run gives the same losses, to the bit, on the same machine.
+
+    Args:
+        config: the run.
+        out: its folder; made if it doesn't exist.
+        resume: go on with the run in ``out`` from its latest checkpoint, or begin where there is none yet.
+        quiet: print nothing.
+        name: what the console calls the run.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: a folder that holds a run already (without ``resume``), or one with other settings; bad
+            data.
+        NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
+        KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+    """
+    out = Path(out)
+    device = choose_device(config)
+    checkpoint = _prepare(config, out, resume)
+    dataset, heldout = _datasets(config)
+    sampler = _sampler(config, dataset)
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    # The caller's random numbers are none of ours, and ours none of the caller's.
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed)
+        model = build_model(config, (caption for entry in dataset.entries for caption in entry.captions)).to(
+            device
+        )
+        optimiser = make_optimiser(model, config.optimiser)
+        step, broken = 0, {}
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            step, broken = state["step"], {failure[0]: Failure(*failure) for failure in state["broken"]}
+            sampler.load_state_dict(state["sampler"])
+            load_checkpoint(checkpoint, model, optimiser)
+        journal = Journal(
+            out,
+            start=step,
+            steps=config.steps,
+            log_every=config.run.log_every,
+            tensorboard=config.run.tensorboard,
+            quiet=quiet,
+            name=name,
+        )
+        run = _Run(config, out, device, dataset, heldout, sampler, model, optimiser, journal, step, broken)
+        try:
+            evaluation = run.loop()
+        finally:
+            journal.close()
+    save_pretrained(model, out / MODEL)
+    from fastvivit.train.report import write_report
+
+    write_report(out, config, evaluation, heldout, list(run.broken.values()))
+    return out
+
+
+class _Run:
+    """The moving parts of a run."""
+
+    def __init__(
+        self, config, out, device, dataset, heldout, sampler, model, optimiser, journal, step, broken
+    ) -> None:
+        self.config, self.out, self.device = config, out, device
+        self.dataset, self.heldout, self.sampler = dataset, heldout, sampler
+        self.model, self.optimiser, self.journal = model, optimiser, journal
+        self.step, self.broken = step, broken
+
+    def loop(self) -> Evaluation | None:
+        """Take the steps that are left; the scores of the last one, where there are held-out clips."""
+        config, evaluation = self.config, None
+        loader = _loader(config, self.dataset, self.sampler, self.device)
+        with _interrupts() as interrupted:
+            while self.step < config.steps:
+                self.dataset.set_epoch(self.sampler.epoch)
+                began = time.monotonic()
+                for batch in loader:
+                    self._note_broken(batch["failures"])
+                    values = train_step(self.model, self.optimiser, batch, self.step, config, self.device)
+                    epoch = self.sampler.epoch
+                    self.sampler.advance()
+                    self.step += 1
+                    seconds = time.monotonic() - began
+                    last = self.step == config.steps
+                    row: dict[str, Any] = {
+                        "step": self.step,
+                        "epoch": epoch,
+                        **values,
+                        "broken": len(self.broken),
+                    }
+                    row |= {"seconds": seconds, "clips_per_second": len(batch["caption"]) / seconds}
+                    every = config.run.eval_every
+                    if self.heldout is not None and (last or (every and self.step % every == 0)):
+                        evaluation = evaluate(
+                            self.model,
+                            self.heldout,
+                            batch_size=config.batch_size,
+                            workers=config.data.workers,
+                        )
+                        row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
+                    self.journal.step(row)
+                    if last or interrupted or self.step % config.run.save_every == 0:
+                        self._save()
+                    if interrupted and not last:
+                        self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
+                        raise KeyboardInterrupt
+                    if last:
+                        break
+                    began = time.monotonic()
+        if evaluation is None and self.heldout is not None:  # resumed after its last step
+            evaluation = evaluate(
+                self.model, self.heldout, batch_size=config.batch_size, workers=config.data.workers
+            )
+        return evaluation
+
+    def _note_broken(self, failures: tuple[Failure, ...]) -> None:
+        self.dataset.record_failures(failures)
+        for failure in failures:
+            if failure.index not in self.broken:
+                self.broken[failure.index] = failure
+                self.journal.say(f"broken file, replaced ({len(self.broken)} so far): {failure.reason}")
+
+    def _save(self) -> None:
+        state = {
+            "sampler": self.sampler.state_dict(),
+            "broken": [list(failure) for failure in self.broken.values()],
+            "config": self.config.to_dict(),
+            "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
+        }
+        save_checkpoint(
+            self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last
+        )
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of a run. Raises ``ValueError`` for a GPU that isn't there."""
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "run.device: wanted a CUDA device that torch can use, found none; 'auto' takes what there is"
+        )
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.run.device == "auto" else config.run.device)
+
+
+def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
+    """Make the folder, or check that it holds this very run; the checkpoint to go on from, if any."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: wanted a folder, {out} is a file")
+    fields, file = config.to_dict(), out / CONFIG
+    if file.is_file():
+        if not resume:
+            raise ValueError(f"out: {out} holds a run already; resume it, or name another folder")
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name in fields if name != "run" and fields[name] != before.get(name)]
+        if changed:
+            raise ValueError(
+                f"resume: wanted the settings of the run in {out}, these tables or fields differ: "
+                f"{', '.join(changed)}"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f".{CONFIG}"
+    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+    remove_scratch(out)
+    return latest_checkpoint(out)
+
+
+def _datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None]:
+    clip = {"frames": config.model.frames, "fps": config.data.fps, "size": config.model.size}
+    train = ClipDataset(config.data.train, seed=config.seed, cache=config.data.cache, **clip)
+    if config.data.heldout is None:
+        return train, None
+    return train, ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
+
+
+def _sampler(config: TrainConfig, dataset: ClipDataset) -> EpochSampler:
+    pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
+    if len(dataset) < config.batch_size:
+        raise ValueError(
+            f"batch_size: wanted at most the {len(dataset)} clips of {config.data.train}, "
+            f"got {config.batch_size}"
+        )
+    return EpochSampler(dataset, config.batch_size, config.seed, pair_twins=pair)
+
+
+def _loader(
+    config: TrainConfig, dataset: ClipDataset, sampler: EpochSampler, device: torch.device
+) -> DataLoader:
+    workers = config.data.workers
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # or each epoch would draw from the random numbers that dropout uses
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C goes to every process of the terminal; the training process ends the loaders when it is ready.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that fills on Ctrl-C, so that a step is never torn apart; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)

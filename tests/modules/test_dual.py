@@ -1,0 +1,164 @@
+"""The dual encoder, its text tower, and both as folders."""
+
+import math
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as nnf
+
+import fastvivit as fv
+import fastvivit.functional as F
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+WORDS = ["the", "digit", "one", "two", "moves", "up", "down", "first", "then"]
+
+
+def text_tower():
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]"
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    return fv.TextTower(transformers.BertModel(config, add_pooling_layer=False).eval(), tokenizer)
+
+
+def dual():
+    torch.manual_seed(0)
+    cfg = fv.ViViTConfig(frames=4, size=32, width=48, depth=1, heads=3, ff=96)
+    return fv.VideoTextModel(fv.ViViT(cfg), text_tower(), dim=16).eval()
+
+
+VIDEO = torch.randint(256, (3, 3, 4, 32, 32), dtype=torch.uint8)
+TEXTS = ["the digit one moves up", "two", "first down then up then down"]
+
+
+def test_text_is_the_mean_over_real_tokens():
+    tower = text_tower()
+    together = tower(TEXTS)
+    alone = torch.cat([tower([t]) for t in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    states = tower.model(
+        **{k: v for k, v in tower.tokenizer(TEXTS[:1], return_tensors="pt").items() if k != "token_type_ids"}
+    )
+    torch.testing.assert_close(alone[0], states.last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-5)
+    for bad in ("a string", [], [1]):
+        with pytest.raises(ValueError, match="texts: wanted a list of strings, at least one"):
+            tower(bad)
+
+
+def test_the_loss_is_that_of_its_unit_vectors():
+    model = dual()
+    video, text = model.encode_video(VIDEO), model.encode_text(TEXTS)
+    torch.testing.assert_close(video.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(3))
+    loss = model(VIDEO, TEXTS)
+    torch.testing.assert_close(loss, F.nce_loss(video, text, 1 / 0.07))
+    loss.backward()
+    missing = {n for n, p in model.named_parameters() if p.grad is None}
+    assert missing == {"video.image.weight", "video.image.bias", "video.image.pos"}
+
+
+def test_masks_are_inputs():
+    model = dual()
+    keep = F.random_keep(3, 8, 0.5)
+    torch.testing.assert_close(
+        model(VIDEO, TEXTS, keep=keep),
+        F.nce_loss(model.encode_video(VIDEO, keep=keep), model.encode_text(TEXTS), model.scale),
+    )
+    same = [model(VIDEO, TEXTS, mask_ratio=0.5, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*same)
+
+
+def test_the_temperature_never_passes_100():
+    model = dual()
+    assert model.scale.item() == pytest.approx(1 / 0.07)
+    model.logit_scale.data.fill_(math.log(1000.0))
+    assert model.scale.item() == pytest.approx(100.0)
+
+
+def test_an_encoder_that_does_not_pool_is_refused():
+    with pytest.raises(ValueError, match="video: wanted an encoder that pools"):
+        fv.VideoTextModel(fv.ViViT(fv.ViViTConfig.tiny(pool=None)), text_tower())
+
+
+def test_folders_round_trip(tmp_path):
+    model = dual()
+    fv.save_pretrained(model, tmp_path / "run" / "model")
+    again = fv.load_pretrained(tmp_path / "run" / "model")
+    assert torch.equal(again.encode_video(VIDEO), model.encode_video(VIDEO))
+    assert torch.equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
+    fv.save_pretrained(model.video, tmp_path / "run" / "model")  # over the other one
+    assert isinstance(fv.load_pretrained(tmp_path / "run" / "model"), fv.ViViT)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["model"]
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"folder: wanted config\.json and model\.safetensors"):
+        fv.load_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model: wanted a ViViT or a VideoTextModel, got Linear"):
+        fv.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "linear")
+    folder = fv.save_pretrained(dual().video, tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        config.replace('"width": 48', '"width": 96').replace('"heads": 3', '"heads": 6')
+    )
+    with pytest.raises(ValueError, match="of another shape"):
+        fv.load_pretrained(folder)
+    (folder / "config.json").write_text(config.replace('"width"', '"widht"'))
+    with pytest.raises(ValueError, match="widht: no such field of ViViTConfig .did you mean 'width'"):
+        fv.load_pretrained(folder)
+
+
+TWO_RANKS = """
+import sys, torch, torch.distributed as dist
+import fastvivit.functional as F
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+video, text = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+whole = [t.clone().requires_grad_() for t in (video, text)]
+F.nce_loss(*whole, 5.0).backward()
+mine = slice(3 * rank, 3 * rank + 3)
+part = [t[mine].clone().requires_grad_() for t in (video, text)]
+loss = F.nce_loss(*part, 5.0, gather=True)
+loss.backward()
+for p, w in zip(part, whole):
+    torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
+total = loss.detach().clone(); dist.all_reduce(total)
+torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
+dist.destroy_process_group()
+"""
+
+
+def test_negatives_of_other_ranks_count_with_their_gradient(tmp_path):
+    command = [sys.executable, "-c", TWO_RANKS]
+    ranks = [
+        subprocess.Popen([*command, str(r), str(tmp_path / "store")], stderr=subprocess.PIPE) for r in (0, 1)
+    ]
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+
+
+def test_unit_vectors_of_images_too():
+    out = dual().encode_video(VIDEO[:, :, 0])
+    torch.testing.assert_close(out.norm(dim=1), torch.ones(3))
+    assert not torch.allclose(out, nnf.normalize(torch.ones(3, 16)))
