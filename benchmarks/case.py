@@ -107,8 +107,7 @@ class Case:
         claims: judged after timing, never in a quick run.
         seconds: time to spend; ``min_rounds`` comes first.
         min_rounds: rounds at least.
-        peak: contestants whose peak memory is taken, each in a process of its own; makes model and inputs, returns
-            the call.
+        peak: whose peak memory is taken, each in its own process; makes model and inputs, returns the call.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Every case that ``benchmarks.run`` times. A new op adds its own: layer, bytes and FLOPs, strongest peers."""
+"""Every case that ``benchmarks.run`` times. A new op adds its own: layer, bytes, FLOPs, peers."""
 
 from __future__ import annotations
 

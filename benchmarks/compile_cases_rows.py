@@ -1,4 +1,4 @@
-"""What ``benchmarks.compile_report`` compiles of the row moves and the embedding, as ViT-B and L launch them."""
+"""What ``benchmarks.compile_report`` compiles of the row moves and the embedding, for ViT-B and L."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _row_case(kernel: Callable, name: str, dtype: str, absent: tuple[str, ...], 
     types = ROW_TYPES | {"x": f"*{dtype}", "fill": f"*{dtype}", "out": f"*{out or dtype}"}
     constexprs = dict.fromkeys(absent) | constants | shape
     signature = {n: types[n] for n in kernel.arg_names if n not in constexprs}
-    # A width in accesses of 16 bytes (96 or 192) is a multiple of 16 for ViT-B and L, but nothing hangs on it.
+    # Widths in accesses (96 or 192) happen to be multiples of 16 in ViT-B and L; nothing may hang on it.
     unaligned = frozenset({"width_units", "stride_units", "lasts", "flag"})
     name = f"rows {name} {dtype}"
     return CompileCase(
@@ -128,7 +128,6 @@ def embed_cases() -> list[CompileCase]:
             precision = {"PRECISION": "tf32" if kind == "tf32" else "ieee", "UNIT": 16}
             types = {"video": f"*{pixels}", **dict.fromkeys(("weight", "pos", "out", "grad"), f"*{weight}")}
             label = f"{pixels} {weight}"
-            lasts = (False, True) if pixels == "u8" else (False,)
             both = (
                 (forward, "forward", backend_triton.TILES, backend_triton.stage_bytes),
                 (

@@ -97,7 +97,7 @@ def interleaved(
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reached in this run: bytes/s of a copy (read and written), FLOP/s of a float32 product."""
+    """What the machine reached in this run: bytes/s of a copy, read and written; FLOP/s of a float32 product."""
 
     copy: float
     product: float

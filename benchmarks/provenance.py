@@ -49,7 +49,7 @@ def device_name(device: str) -> str:
 
 
 def results_file(run: dict[str, object]) -> Path:
-    """``results/<date>_<device>_<commit>.jsonl``. A second run is appended: the later line of a case counts."""
+    """``results/<date>_<device>_<commit>.jsonl``. A second run is appended; a case's last line counts."""
     device = re.sub(r"[^a-z0-9]+", "-", str(run["device"]).lower()).strip("-")
     return RESULTS / f"{str(run['date'])[:10]}_{device}_{run['commit']}.jsonl"
 

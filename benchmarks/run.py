@@ -2,9 +2,9 @@
 
     python -m benchmarks.run [--only NAME ...] [--json FILE] [--save] [--quick] [--compile] [--device DEVICE]
 
-Prints what this machine can do (copy bandwidth, float32 matrix product), then for every case whether the results
-are right, medians with their 10 and 90 % points, the speed-up over each peer, the share of the ceiling. A wrong
-result is never timed and makes the exit status 1; a claim that is missed is only said to be.
+Prints what this machine can do (copy bandwidth, float32 matrix product), then for every case whether the
+results are right, medians with 10 and 90 % points, the speed-up over each peer, the share of the ceiling.
+A wrong result is never timed and makes the exit status 1; a claim that is missed is only said to be.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Argument checks. Metadata is checked in the public functions, values inside the operators (so they hold compiled too)."""
+"""Argument checks: metadata in the public functions, values inside the operators (so when compiled too)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def names(dtypes) -> str:
 def require_tensor(
     name: str, value, dims: tuple[int, ...], dtypes=FLOATING, like: torch.Tensor | None = None
 ) -> None:
-    """Raise ``ValueError`` unless ``value`` is a tensor of one of ``dims`` dimensions and ``dtypes``, beside ``like``."""
+    """Raise ``ValueError`` unless ``value`` is a tensor of these ``dims`` and ``dtypes``, beside ``like``."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: wanted a tensor, got {type(value).__name__}")
     if value.dim() not in dims:
@@ -30,15 +30,15 @@ def require_tensor(
 
 
 def require_ids(name: str, ids, dims: tuple[int, ...], like: torch.Tensor) -> None:
-    """Raise ``ValueError`` unless ``ids`` is int64 of one of ``dims`` dimensions on the device of ``like``."""
+    """Raise ``ValueError`` unless ``ids`` is int64, of ``dims`` dimensions, on the device of ``like``."""
     require_tensor(name, ids, dims, (torch.int64,), like)
 
 
 def flat_ids(name: str, ids: torch.Tensor, batch: int, size: int, *, distinct: bool) -> torch.Tensor:
     """Ids of ``batch`` clips, ``size`` to a clip, as rows of the flattened batch: ``ids[b, k] + b * size``.
 
-    On a CPU a value outside ``0..size-1`` (or, with ``distinct``, a repeated one) is a ``ValueError``. On other
-    devices looking would stall them: an id out of range becomes -1, which every backend turns into NaN.
+    On a CPU a value outside ``0..size-1`` (or, with ``distinct``, a repeated one) is a ``ValueError``. On
+    other devices looking would stall them: an id out of range becomes -1, which every backend turns into NaN.
 
     Args:
         name: the argument to name in the error.
@@ -91,7 +91,7 @@ def _raise_bad_id(name: str, ids: torch.Tensor, size: int, row: int, *, repeated
 
 
 def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor, rows: int) -> int:
-    """The longest length; ``ValueError`` unless CPU ``cu_seqlens`` starts at 0, never falls, and ends within ``rows``."""
+    """The longest length; ``ValueError`` unless it starts at 0, never falls, and ends within ``rows``."""
     values = cu_seqlens.tolist()
     if values[0] != 0:
         raise ValueError(f"{name}: wanted a first value of 0, got {values[0]}")

@@ -1,8 +1,8 @@
 """Registering an op with PyTorch: one schema, one kernel entry, one fake, one gradient formula.
 
-The gradient is an ``autograd.Function`` at the op's Autograd key, which calls the op again below that key. Against
-``torch.library.custom_op`` + ``register_autograd`` this halves the cost of a call (docs/performance-notes.md), and
-``torch.compile`` still sees one opaque operator.
+The gradient is an ``autograd.Function`` at the op's Autograd key, which calls the op again below that key.
+Against ``torch.library.custom_op`` + ``register_autograd`` this halves the cost of a call
+(docs/performance-notes.md), and ``torch.compile`` still sees one opaque operator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 def define(
     schema: str, kernel: Callable, fake: Callable, flops: Callable | None = None
 ) -> torch._ops.OpOverload:
-    """Define ``fastvivit::<schema>`` with its kernel (every real device), fake and FLOP formula; return the overload."""
+    """Define ``fastvivit::<schema>`` with its kernel (of every device), fake and FLOP formula."""
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
@@ -37,7 +37,7 @@ def define(
 
 
 def differentiable(overload: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
-    """Make ``function`` the gradient formula of ``overload``; without gradients in play the op is called directly."""
+    """Make ``function`` the gradient formula of ``overload``, for calls in which a gradient is wanted."""
     name = overload._schema.name.removeprefix("fastvivit::")
     tensors = [i for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type)]
 
@@ -82,7 +82,7 @@ def below_autograd(overload: torch._ops.OpOverload, *args):
 
 @contextmanager
 def recording_gradients() -> Iterator[None]:
-    """Let PyTorch differentiate what runs inside a kernel, where autograd has already been dispatched past."""
+    """Let PyTorch differentiate what runs inside a kernel, where dispatch has already passed autograd."""
     exclude = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradOther", "AutogradCPU", "AutogradCUDA", "AutogradNestedTensor", "ADInplaceOrView"):
         exclude = exclude.remove(getattr(torch._C.DispatchKey, key))

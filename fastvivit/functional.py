@@ -56,8 +56,8 @@ def random_keep(
         mask_ratio: share to drop, ``0 <= mask_ratio < 1``.
         generator: source of randomness; None is PyTorch's default. Ids are drawn on its device.
         device: where the result goes; None is the generator's device.
-        strategy: "random": K = N - floor(N·r). "tube": the same places in every time slot, K = T'·(S - floor(S·r)) with
-            S = H'·W'. "frame": whole time slots, K = S·(T' - floor(T'·r)).
+        strategy: "random": K = N - floor(N·r). "tube": the same places in every time slot, K = T'·(S -
+            floor(S·r)) with S = H'·W'. "frame": whole time slots, K = S·(T' - floor(T'·r)).
         grid: (T', H', W'); needed for "tube" and "frame".
 
     Returns:
@@ -84,7 +84,7 @@ def random_keep(
         chosen = (torch.arange(slots, device=where).view(1, -1, 1) * places + chosen.unsqueeze(1)).flatten(1)
     elif strategy == "frame":
         chosen = (chosen.unsqueeze(2) * places + torch.arange(places, device=where)).flatten(1)
-    return chosen if device is None else chosen.to(device)
+    return chosen if device is None else chosen.to(device, non_blocking=True)
 
 
 def _dropped(count: int, ratio: float) -> int:
@@ -102,15 +102,17 @@ def _choose(
 def nce_loss(video: Tensor, text: Tensor, scale: Tensor | float, *, gather: bool = False) -> Tensor:
     """Symmetric InfoNCE: ``½ [CE(s · V Tᵀ) + CE(s · T Vᵀ)]`` over L2-normalised rows, row i matching row i.
 
-    The contrastive loss of the paper (section 3.1), as in CLIP (Radford et al. 2021, figure 3). Computed in float32,
-    or float64 where that comes in.
+    The contrastive loss of the paper (section 3.1), as in CLIP (Radford et al. 2021, figure 3). Computed in
+    float32, or float64 where that comes in.
 
     Args:
         video: (B, D).
         text: (B, D).
-        scale: multiplies the cosines: the exponential of CLIP's learned temperature. A number or a 0-d tensor.
-        gather: take negatives from every rank of the default process group, with gradient. Each rank returns the mean
-            over its own rows; averaging gradients over ranks, as DDP does, gives those of one process.
+        scale: multiplies the cosines: the exponential of CLIP's learned temperature. A number or a 0-d
+            tensor.
+        gather: take negatives from every rank of the default process group, with gradient. Each rank returns
+            the mean over its own rows; averaging gradients over ranks, as DDP does, gives those of one
+            process.
 
     Returns:
         0-d loss.
@@ -152,9 +154,10 @@ def resize_positions(
 ) -> Tensor:
     """Position table of one grid as that of another.
 
-    Height and width are interpolated (bicubic, as image ViTs do). Time is, by ``how``: "interpolate", linear, ends to
-    ends; "repeat", each slot held for its share of the longer clip; "tile", the table over and over. Tiling makes a
-    mean-pooled encoder with frozen early layers blind to the order of the tiles, so it is not the default.
+    Height and width are interpolated (bicubic, as image ViTs do). Time is, by ``how``: "interpolate", linear,
+    ends to ends; "repeat", each slot held for its share of the longer clip; "tile", the table over and over.
+    Tiling makes a mean-pooled encoder with frozen early layers blind to the order of the tiles, so it is not
+    the default.
 
     Args:
         pos: (T·H·W, D), row-major t, h, w.
@@ -207,8 +210,8 @@ def inflate(weight_2d: Tensor, t: int, *, size: Sequence[int] | None = None, how
         t: frames of a tubelet.
         size: (h', w') of the new kernel; the old one is resized first (bilinear, antialiased), and scaled by
             ``h·w / (h'·w')`` so that a flat patch keeps its value. None keeps it.
-        how: "average": the weight repeated over time and divided by t, so that a still clip gives the image's tokens;
-            "central": all of it at frame ``t // 2``, zeros elsewhere.
+        how: "average": the weight repeated over time and divided by t, so that a still clip gives the image's
+            tokens; "central": all of it at frame ``t // 2``, zeros elsewhere.
 
     Returns:
         (D, C, t, h', w') in the dtype of ``weight_2d``.
@@ -243,8 +246,8 @@ def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         mask: (B, N) bool, True = real.
 
     Returns:
-        packed (M, ...), index (M,) int64 of each row in the flattened (B·N), cu_seqlens (B + 1,) int32, the longest
-        length. Reads the mask, so on a GPU it waits for it.
+        packed (M, ...), index (M,) int64 of each row in the flattened (B·N), cu_seqlens (B + 1,) int32, the
+        longest length. Reads the mask, so on a GPU it waits for it.
 
     Raises:
         ValueError: a mask that is not bool or does not match.

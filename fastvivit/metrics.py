@@ -7,25 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Rows of the similarity matrix that are compared at once: bounds the memory of the comparison, not of the matrix.
+# Rows of the similarity matrix that are compared at once: bounds the memory of the comparison, not of the
+# matrix.
 _CHUNK = 1024
 
 
 def retrieval(similarity: Tensor, groups: Sequence[int] | Tensor | None = None) -> dict[str, float]:
     """Recall at 1, 5, 10 and median rank, text to video and video to text, in percent (ranks from 1).
 
-    A query's rank is that of its best right answer; answers that score the same as it count as ahead of it, so that a
-    constant similarity scores as badly as it should, and a NaN counts as ahead of everything.
+    A query's rank is that of its best right answer; answers that score the same as it count as ahead of it,
+    so that a constant similarity scores as badly as it should, and a NaN counts as ahead of everything.
 
     Args:
         similarity: (texts, videos).
-        groups: for each text the index of its video, for several captions a video; None means text i goes with video i.
+        groups: for each text the index of its video, for several captions a video; None means text i goes
+            with video i.
 
     Returns:
         ``t2v_r1, t2v_r5, t2v_r10, t2v_medr, v2t_r1, v2t_r5, v2t_r10, v2t_medr``.
 
     Raises:
-        ValueError: a similarity that is not a matrix, groups that do not match it or leave a video without a text.
+        ValueError: a similarity that is not a matrix, groups that do not match it or leave a video without a
+            text.
     """
     if similarity.dim() != 2 or 0 in similarity.shape:
         raise ValueError(

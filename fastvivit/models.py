@@ -27,8 +27,9 @@ class ViViTConfig:
         depth: blocks.
         heads: attention heads; they divide ``width``.
         ff: inner width of the feed-forward layers.
-        attention: "joint": every token of a clip sees every other, one position per (t, h, w). "frame": tokens see their
-            own time slot only, and positions have no time: the paper's frame-level encoder (IMAGEViT).
+        attention: "joint": every token of a clip sees every other, one position per (t, h, w). "frame":
+            tokens see their own time slot only, and positions have no time: the paper's frame-level encoder
+            (IMAGEViT).
         pool: "mean" over a clip's tokens, or None.
         drop_path: rate at which the last block's branches are dropped, rising linearly from 0; by clip.
         act: "gelu" (exact), "gelu_tanh" or "quick_gelu".
@@ -37,7 +38,8 @@ class ViViTConfig:
         pos_std: standard deviation of the initial positions.
         mean: of uint8 pixels in units of 0..1, a number or one a channel.
         std: see ``mean``.
-        images: whether there is a separate path for images (B, C, H, W): its own 2-D patch embedding and positions.
+        images: whether there is a separate path for images (B, C, H, W): its own 2-D patch embedding and
+            positions.
     """
 
     frames: int = 16
@@ -132,7 +134,7 @@ class ViViTConfig:
 
 
 def check_fields(config: type, fields: dict[str, Any]) -> None:
-    """Raise ``ValueError`` for a name that is no field of the dataclass ``config``, with the nearest that is."""
+    """Raise ``ValueError`` for a name that is no field of a dataclass, with the nearest that is one."""
     known = [f.name for f in dataclasses.fields(config)]
     for name in fields:
         if name not in known:

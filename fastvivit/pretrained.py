@@ -20,7 +20,7 @@ CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text"
 
 
 def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) -> Path:
-    """Write ``model`` to ``folder``: its config, its weights, and for a dual encoder the text model's config and tokenizer.
+    """Write ``model`` to ``folder``: config, weights, and a dual encoder's text config and tokenizer.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
 
@@ -59,7 +59,7 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Put ``scratch`` in the place of ``folder``; a reader finds the old one or the new one under a name of ours."""
+    """Put ``scratch`` in the place of ``folder``; neither is ever lost, whenever this is killed."""
     if not folder.exists():
         scratch.rename(folder)
         return
@@ -88,8 +88,8 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     shaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unused or shaped:
         raise ValueError(
-            f"folder: wanted the weights of its config, got missing {sorted(missing)}, unused {sorted(unused)}, "
-            f"of another shape {sorted(shaped)} in {str(folder)!r}"
+            f"folder: wanted the weights of its config, got missing {sorted(missing)}, "
+            f"unused {sorted(unused)}, of another shape {sorted(shaped)} in {str(folder)!r}"
         )
     model.load_state_dict(state)
     return model.eval()

@@ -1,8 +1,8 @@
 """The packed batch: which tokens of which clips were kept, and every way of cutting them into sequences.
 
-A batch of clips is one buffer of kept tokens (M, D). Joint attention, frame-level encoding, factorised attention and
-pooling are the same rows under another grouping, so a grouping is computed once a batch, on the device, and no length
-is ever read back from it.
+A batch of clips is one buffer of kept tokens (M, D). Joint attention, frame-level encoding, factorised
+attention and pooling are the same rows under another grouping, so a grouping is computed once a batch, on the
+device, and no length is ever read back from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Grouping:
         max_seqlen: an upper bound of the lengths, known without asking the device.
         segment: (M,) int64 sequence of each packed row.
         order: (M,) int64 packed row of each row in this grouping; None where its order is the packed one.
-        schedule: blocks of self-attention over this grouping, for every layer and the backward; None on a CPU.
+        schedule: blocks of self-attention over this grouping, for every layer and the backward; None on a
+            CPU.
     """
 
     cu_seqlens: Tensor
@@ -48,7 +49,8 @@ class Tokens:
     Args:
         grids: (T', H', W') of each clip.
         counts: kept tokens of each clip; clip b owns the next ``counts[b]`` rows.
-        place: (M,) int64 place of each token on its clip's grid, row-major t, h, w; None where every token is kept, in order.
+        place: (M,) int64 place of each token on its clip's grid, row-major t, h, w; None where every token is
+            kept, in order.
         device: where the groupings are built.
     """
 
@@ -86,7 +88,7 @@ class Tokens:
 
     @property
     def by_frame(self) -> Grouping:
-        """One sequence a (clip, time slot), clips in order: frame-level encoding, the spatial half of factorised attention.
+        """One sequence a (clip, time slot), clips in order: frame-level encoding, attention within frames.
 
         Ids must ascend within each clip, as every sampler of ours draws them.
         """
@@ -103,7 +105,7 @@ class Tokens:
 
     @property
     def by_place(self) -> Grouping:
-        """One sequence a (clip, place), in order of time: the temporal half of factorised attention, temporal pooling."""
+        """One sequence a (clip, place), in order of time: attention over time, temporal pooling."""
         if self._by_place is None:
             areas = [h * w for _, h, w in self.grids]
             segment = self.place % self._spread(areas) + self._spread(_starts(areas))
@@ -130,17 +132,18 @@ class Tokens:
         """(len + 1,) int32 running sum of lengths known on the host; equal ones are made on the device."""
         if len(set(lengths)) == 1:
             return torch.arange(len(lengths) + 1, dtype=torch.int32, device=self.device) * lengths[0]
-        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(self.device)
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return ends.to(self.device, non_blocking=True)
 
     def _spread(self, values: Sequence[int]) -> Tensor:
         """(M,) int64: for each token the value of its clip."""
         values = list(values)
         if len(set(values)) == 1:
             return torch.full((self.rows,), values[0], dtype=torch.int64, device=self.device)
-        table = torch.tensor(values, dtype=torch.int64).to(self.device)
+        table = torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
         if self._uniform:
             return table.unsqueeze(1).expand(-1, self.counts[0]).reshape(-1)
-        counts = torch.tensor(self.counts).to(self.device)
+        counts = torch.tensor(self.counts).to(self.device, non_blocking=True)
         return table.repeat_interleave(counts, output_size=self.rows)
 
     def _cut(self, ascending: Tensor, segments: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 def run(
     function: Callable, inputs: list, grads: list[Tensor], dtype: torch.dtype | None
 ) -> tuple[list, list]:
-    """Outputs and input gradients of ``function``; floating inputs cast to ``dtype`` first (None: as they are)."""
+    """Outputs and input gradients of ``function``; floating inputs cast to ``dtype`` (None: as they are)."""
     cast = [_cast(t, dtype) for t in inputs]
     out = function(*cast)
     outs = list(out) if isinstance(out, tuple) else [out]
@@ -50,7 +50,7 @@ def assert_close(name: str, got: Tensor, golden: Tensor, own: Tensor, dtype: tor
 
 
 def check(function: Callable, plain: Callable, inputs: list, dtype: torch.dtype) -> None:
-    """Compare outputs and every gradient of ``function`` with the ``plain`` formula in float64 and in ``dtype``."""
+    """Compare outputs and gradients of ``function`` with the ``plain`` formula in float64 and ``dtype``."""
     inputs = [_cast(t, dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
     with torch.no_grad():
         out = plain(*inputs)

@@ -26,8 +26,8 @@ def _case(options: Options, frames: int, backward: bool) -> Case:
     tokens = (frames // 2) * (size // 16) ** 2
     kept, patch = tokens // 4, 3 * prod(kernel)
     product = 2 * kept * patch * width
-    # Kept pixels as bytes; weights, bias, kept positions and rows as float32. The backward reads the pixels again
-    # and the rows' gradients twice (weight and position), and writes gradients of weight, bias and every position.
+    # Kept pixels as bytes; weights, bias, kept positions and rows as float32. The backward reads pixels again and
+    # the rows' gradients twice (weight and position), and writes those of weight, bias and every position.
     traffic = kept * patch + 4 * (width * patch + width + 2 * kept * width)
     if backward:
         traffic += kept * patch + 4 * (width * patch + width + 2 * kept * width + tokens * width)

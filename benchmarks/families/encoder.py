@@ -84,7 +84,7 @@ def _step(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tens
 
 
 class _Encoders:
-    """The three encoders on the same clips. VideoMAE's weights are copied into ours, to compare their results."""
+    """The three encoders on the same clips. Ours gets VideoMAE's weights, so that results can be compared."""
 
     def __init__(self, config: ViViTConfig, options: Options, *, clips: int, mask_ratio: float) -> None:
         self.config, self.options, self.clips, self.mask_ratio = config, options, clips, mask_ratio

@@ -1,4 +1,4 @@
-"""Embedding a clip the usual way, normalise → Conv3d → + position → index; and its floor, the bare product."""
+"""Embedding a clip the usual way, normalise → Conv3d → + pos → index; and its floor, the bare product."""
 
 from __future__ import annotations
 

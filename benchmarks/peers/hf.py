@@ -1,7 +1,7 @@
-"""Whole encoders of transformers, random weights, our sizes: VideoMAE, which masks, and ViViT, which does not.
+"""Encoders of transformers, random weights, our sizes: VideoMAE, which masks, and ViViT, which does not.
 
-Both get what they like best, ready before the clock starts: normalised float32 pixels in their own layout, SDPA
-attention, no dropout, the exact GELU (ViViT's default is a slower one of many operations), no pooler.
+Both get what they like best, ready before the clock starts: normalised float32 pixels in their own layout,
+SDPA, no dropout, the exact GELU (ViViT's default is a slower one of many operations), no pooler.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def padded(x: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def padding_mask(lengths: Sequence[int], device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, 1, 1, longest), 0 for real keys, -inf for padding. Additive: a bool one is converted in every call."""
+    """(B, 1, 1, longest), 0 for real keys, -inf for padding. Additive: a bool one is converted every time."""
     place = torch.arange(max(lengths), device=device)
     real = place < torch.tensor(lengths, device=device).unsqueeze(1)
     mask = torch.zeros(real.shape, dtype=dtype, device=device).masked_fill_(~real, float("-inf"))

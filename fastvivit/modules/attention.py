@@ -9,7 +9,7 @@ from fastvivit.tokens import Grouping
 
 
 class Attention(nn.Module):
-    """Self-attention within the sequences of a grouping. Queries, keys and values are one product, and views of it."""
+    """Self-attention within the sequences of a grouping; q, k and v are views of one product."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()

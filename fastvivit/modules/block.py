@@ -12,7 +12,7 @@ from fastvivit.tokens import Grouping
 
 
 class DropPath(nn.Module):
-    """Drops a branch for whole clips while training, and scales the others up (stochastic depth, Huang et al. 2016)."""
+    """Drops a branch for whole clips while training, scales the others up (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + MSA(LN x)``, then ``x + MLP(LN x)`` (ViT; joint space-time attention of the paper adds nothing to it)."""
+    """``x + MSA(LN x)``, then ``x + MLP(LN x)``: ViT's; the paper's joint attention adds nothing to it."""
 
     def __init__(
         self, width: int, heads: int, ff: int, *, act: str, eps: float, qkv_bias: bool, drop_path: float

@@ -51,7 +51,8 @@ class PatchEmbed(nn.Module):
     def positions(self, grid: Size3) -> Tensor:
         """Positions (N, D) of a clip's grid: its first time slots, height and width interpolated.
 
-        A table without time (T' = 1) is repeated over the slots. Raises ``ValueError`` for more slots than positions.
+        A table without time (T' = 1) is repeated over the slots. Raises ``ValueError`` for more slots than
+        positions.
         """
         slots, height, width = grid
         if slots > self.grid[0] != 1:
@@ -65,6 +66,6 @@ class PatchEmbed(nn.Module):
         return pos[: slots * height * width]
 
     def forward(self, video: Tensor, keep: Tensor | None, grid: Size3) -> Tensor:
-        """Kept tokens of clips (B, C, T, H, W), or images (B, C, H, W), as ``F.tubelet_embed`` returns them."""
+        """Kept tokens of (B, C, T, H, W) clips or (B, C, H, W) images, as ``F.tubelet_embed`` returns."""
         norm = {"mean": self.mean, "std": self.std} if video.dtype == torch.uint8 else {}
         return F.tubelet_embed(video, self.weight, self.bias, pos=self.positions(grid), keep=keep, **norm)

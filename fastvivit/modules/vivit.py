@@ -28,7 +28,8 @@ class EncoderOutput:
     Attributes:
         tokens: (M, D) packed tokens after the final norm, clip after clip, in the order of ``keep``.
         cu_seqlens: (B + 1,) int32 rows of each clip.
-        keep: grid ids of the tokens, in the form they were given: (B, K) int64, a list of B tensors, or None for all.
+        keep: grid ids of the tokens, in the form they were given: (B, K) int64, a list of B tensors, or None
+            for all.
         grid: (T', H', W') of the clips; a list of B where they differ.
         pooled: (B, D) mean over each clip's tokens, or None without pooling.
         layers: the tokens after each block asked for, before the final norm.
@@ -53,7 +54,7 @@ class EncoderOutput:
 
 
 class ViViT(nn.Module):
-    """Video Vision Transformer (Arnab et al. 2021) as in the paper: tubelets, learned positions, mean pooling.
+    """Video Vision Transformer (Arnab et al. 2021) as in the paper: tubelets, learned positions, a mean.
 
     Args:
         config: see ``ViViTConfig``.
@@ -72,7 +73,8 @@ class ViViT(nn.Module):
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(
-                config.width, config.heads, config.ff, act=config.act, eps=config.eps, qkv_bias=config.qkv_bias, drop_path=rate
+                config.width, config.heads, config.ff, act=config.act, eps=config.eps, drop_path=rate,
+                qkv_bias=config.qkv_bias,
             )
             for rate in rates
         )  # fmt: skip
@@ -130,11 +132,13 @@ class ViViT(nn.Module):
         """Encode clips, or images.
 
         Args:
-            video: (B, C, T, H, W) clips, (B, C, H, W) images, or a list of B clips (C, T_i, H_i, W_i). uint8 is
-                normalised with the configured mean and std; floating pixels are taken as they are. With fewer frames
-                than positions the first ones are used; other heights and widths interpolate them.
+            video: (B, C, T, H, W) clips, (B, C, H, W) images, or a list of B clips (C, T_i, H_i, W_i). uint8
+                is normalised with the configured mean and std; floating pixels are taken as they are. With
+                fewer frames than positions the first ones are used; other heights and widths interpolate
+                them.
             mask_ratio: share of each clip's tokens to drop, in eval too; drawn by ``F.random_keep``.
-            keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a clip.
+            keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
+                clip.
             generator: source of randomness for ``mask_ratio``.
             strategy: "random", "tube" or "frame": what ``mask_ratio`` drops.
             layers: blocks (from 0) whose output is wanted too, in ``EncoderOutput.layers``.
@@ -143,8 +147,8 @@ class ViViT(nn.Module):
             ``EncoderOutput``.
 
         Raises:
-            ValueError: a wrong shape or number, more frames than positions, both ``keep`` and ``mask_ratio``, ids out of
-                range or repeated.
+            ValueError: a wrong shape or number, more frames than positions, both ``keep`` and ``mask_ratio``,
+                ids out of range or repeated.
         """
         if keep is not None and mask_ratio:
             raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
@@ -154,7 +158,8 @@ class ViViT(nn.Module):
         clips = _Clips(self, video)
         if mask_ratio:
             keep = clips.draw(mask_ratio, generator, strategy)
-        # Frame-level attention wants a frame's tokens together. Ours are drawn in order; a caller's may not be.
+        # Frame-level attention wants a frame's tokens together. Ours are drawn in order; a caller's may not
+        # be.
         sort = self.config.attention == "frame" and keep is not None and not mask_ratio
         x, tokens = clips.embed(keep)
         restore = None
@@ -284,7 +289,7 @@ class _Clips:
         for i in came:
             starts[i], at = at, at + lengths[i]
         ranges = [torch.arange(starts[i], starts[i] + lengths[i]) for i in sorted(came)]
-        return F.gather_tokens(x, torch.cat(ranges).to(self.device))
+        return F.gather_tokens(x, torch.cat(ranges).to(self.device, non_blocking=True))
 
 
 def _in_grid_order(x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens, Tensor]:

@@ -1,1 +1,1 @@
-"""The operators, a folder each: api (contract and checks), op (backends and gradient), reference, backend_*."""
+"""The operators, a folder each: api (contract, checks), op (backends, gradient), reference, backend_*."""

@@ -1,4 +1,4 @@
-"""Row kernels of csrc/rows_cpu.cpp on tensors: what the ``cpp`` backends of gather, scatter and segment mean share."""
+"""Row kernels of csrc/rows_cpu.cpp on tensors: what the ``cpp`` backends of the row moves share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DTYPE = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 
 
 def gather_rows(x: Tensor, ids: Tensor, fill: Tensor | None = None) -> Tensor:
-    """``out[r] = x[ids[r]]``, or ``fill`` (D,) (else 0) where the id lies outside. x (N, D), ids (M,) → (M, D)."""
+    """``out[r] = x[ids[r]]``, ``fill`` (D,) (else 0) for an id outside. x (N, D), ids (M,) → (M, D)."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     fill = fill if fill is None else fill.contiguous()
@@ -39,13 +39,13 @@ def sort_ids(ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
 
 
 def sum_sorted(x: Tensor, offsets: Tensor, order: Tensor, *, mean: bool = False) -> Tensor:
-    """``out[s] = sum of x[order[i]] over offsets[s] <= i < offsets[s + 1]``, in that order. x (M, D) → (S, D)."""
+    """``out[s] = sum of x[order[i]], offsets[s] <= i < offsets[s + 1]``, in that order. x (M, D) → (S, D)."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     out = x.new_empty(offsets.shape[0] - 1, x.shape[1])
     _native.load().fv_segment_sum(
-        _DTYPE[x.dtype], x.data_ptr(), x.stride(0), order.data_ptr(), offsets.data_ptr(), out.shape[0], x.shape[1],
-        mean, out.data_ptr(),
+        _DTYPE[x.dtype], x.data_ptr(), x.stride(0), order.data_ptr(), offsets.data_ptr(), out.shape[0],
+        x.shape[1], mean, out.data_ptr(),
     )  # fmt: skip
     return out
 

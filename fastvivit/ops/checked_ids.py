@@ -20,5 +20,5 @@ _CHECKED_IDS = define(
 
 
 def checked_ids(ids: Tensor, size: int, name: str) -> Tensor:
-    """Return ``ids`` (K,) int64, on a CPU only if they are distinct and within ``0..size-1``; elsewhere bad ones as -1."""
+    """``ids`` (K,) int64, on a CPU only if distinct and within ``0..size-1``; elsewhere bad ones as -1."""
     return _CHECKED_IDS(ids, size, name)

@@ -256,3 +256,20 @@ def test_presets_are_those_of_the_paper():
 def test_no_weight_decay_and_features():
     enc = encoder()
     assert enc.no_weight_decay() == {"embed.pos", "image.pos"} and enc.num_features == 48
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: looks for device synchronisations")
+@pytest.mark.parametrize("attention", ["joint", "frame"])
+def test_no_step_waits_for_the_device(attention):
+    enc = encoder(attention=attention).cuda().train()
+    video, keep = clips().cuda(), F.random_keep(2, 64, 0.5, device="cuda")
+    ragged = [video[0], video[1][:, :4], video[0]]
+    enc(video, keep=keep).pooled.sum().backward()  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        enc(video, keep=keep).pooled.sum().backward()
+        enc(video, mask_ratio=0.5, generator=torch.Generator("cuda")).pooled.sum().backward()
+        enc(ragged, mask_ratio=0.5).pooled.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""The ops as PyTorch operators: opcheck, fullgraph compile, FLOPs, and the errors where a silence would be a wrong number."""
+"""The ops as PyTorch operators: opcheck, fullgraph, FLOPs, and errors where silence were a wrong number."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from tests.ops.cases import backends, names
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 
-# kernel, stride, offset, size: ViViT, frame patches, coarse, TubeViT's four tubes, overlap, a size that does not divide.
+# kernel, stride, offset, size: ViViT, frame patches, coarse, TubeViT's four tubes, overlap, a size that does
+# not divide.
 TUBES = {
     "vivit": ((2, 16, 16), None, (0, 0, 0), (4, 32, 48)),
     "patches": ((1, 16, 16), None, (0, 0, 0), (3, 32, 32)),

@@ -43,7 +43,7 @@ def plain(lengths_q, lengths_k, causal, scale=None):
 
 
 def masked(function, *, with_lse):
-    """lse is -inf where nothing is attended; keep its finite part so that gradients there are not asked for."""
+    """lse is -inf where nothing is attended; keep its finite part, so that no gradient is asked for there."""
 
     def call(*args):
         out, lse = function(*args)

@@ -11,7 +11,8 @@ from fastvivit.ops.gather_tokens.op import GATHER, OP
 def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
     """Take rows of ``x`` by id: ``out[m] = x[index[m]]``.
 
-    The gradient of ``x`` adds the gradients of every row that took it, in the order of ``index``: bitwise repeatable.
+    The gradient of ``x`` adds the gradients of every row that took it, in the order of ``index``: bitwise
+    repeatable.
 
     Args:
         x: (N, D), or (B, N, D) for a batch; float32, float16, bfloat16 or float64.
@@ -22,7 +23,8 @@ def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
         (M, D), or (B, K, D), in the dtype of ``x``.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range. On a GPU a bad id makes its row NaN.
+        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range. On a GPU a bad id makes
+            its row NaN.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("x", x, (2, 3))

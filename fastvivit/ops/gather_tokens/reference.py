@@ -13,8 +13,8 @@ def forward(x: Tensor, ids: Tensor) -> Tensor:
 def backward(grad: Tensor, ids: Tensor, rows: int) -> Tensor:
     """``grad_x[n] = sum of grad[m] over ids[m] == n``, in the order of m. grad (M, D), ids (M,) → (rows, D).
 
-    Half types are summed in float32. A stable sort brings equal ids together, so that the order of the sum is fixed
-    on every device (``index_add`` on a GPU has none).
+    Half types are summed in float32. A stable sort brings equal ids together, so that the order of the sum is
+    fixed on every device (``index_add`` on a GPU has none).
     """
     wide = torch.promote_types(grad.dtype, torch.float32)
     inside = (ids >= 0) & (ids < rows)

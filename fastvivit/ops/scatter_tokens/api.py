@@ -13,12 +13,13 @@ def scatter_tokens(
 ) -> Tensor:
     """Put rows at their places: ``out[index[m]] = x[m]``, and ``fill`` (else 0) wherever nobody points.
 
-    The inverse of ``gather_tokens``; with ``fill`` a learned mask token it is a decoder's input. One pass: every
-    output row is written once, from the row that addresses it or from ``fill``.
+    The inverse of ``gather_tokens``; with ``fill`` a learned mask token it is a decoder's input. One pass:
+    every output row is written once, from the row that addresses it or from ``fill``.
 
     Args:
         x: (M, D), or (B, K, D) for a batch; float32, float16, bfloat16 or float64.
-        index: (M,), or (B, K) with places in each clip's own output; int64, in ``0..size-1``, distinct in a clip.
+        index: (M,), or (B, K) with places in each clip's own output; int64, in ``0..size-1``, distinct in a
+            clip.
         size: rows of the output (of each clip).
         fill: (D,) in the dtype of ``x``; None is zeros.
         backend: "auto" or a name of this op's table (``fastvivit info`` prints it).
@@ -27,8 +28,8 @@ def scatter_tokens(
         (size, D), or (B, size, D), in the dtype of ``x``.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range or repeated. On a GPU a bad id
-            makes the whole output and its gradients NaN.
+        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range or repeated. On a GPU a
+            bad id makes the whole output and its gradients NaN.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("x", x, (2, 3))

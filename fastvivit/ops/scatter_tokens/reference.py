@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _spoiled(ids: Tensor, rows: int) -> Tensor:
-    """Whether any id lies outside or repeats: a 0-d bool on the device of ``ids``, so that nothing waits for it."""
+    """Whether any id lies outside or repeats: 0-d bool on the device of ``ids``, so that nothing waits."""
     inside = (ids >= 0) & (ids < rows)
     hits = torch.zeros(rows + 1, dtype=torch.int64, device=ids.device)
     hits.scatter_add_(0, torch.where(inside, ids, rows), torch.ones_like(ids))
@@ -15,7 +15,7 @@ def _spoiled(ids: Tensor, rows: int) -> Tensor:
 
 
 def forward(x: Tensor, ids: Tensor, rows: int, fill: Tensor | None) -> Tensor:
-    """``out[ids[m]] = x[m]``, ``fill`` or 0 elsewhere; all NaN for a bad id. x (M, D), ids (M,) → (rows, D)."""
+    """``out[ids[m]] = x[m]``, else ``fill`` or 0; all NaN for a bad id. x (M, D), ids (M,) → (rows, D)."""
     out = x.new_zeros(rows + 1, x.shape[1])
     if fill is not None:
         out[:rows] = fill

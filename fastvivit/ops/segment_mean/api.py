@@ -13,9 +13,9 @@ def segment_mean(
 ) -> tuple[Tensor, Tensor]:
     """Average the rows of each segment: ``mean[s] = (1 / count[s]) · sum of x[m] over segment[m] == s``.
 
-    Sums run in float32 (float64 for float64) in the order of the rows, with no atomics: bitwise repeatable. With one
-    segment a clip it is the spatiotemporal mean pooling of the paper (section 3.1), with one a (clip, place) its
-    temporal mean pooling under masking (section 3.2).
+    Sums run in float32 (float64 for float64) in the order of the rows, with no atomics: bitwise repeatable.
+    With one segment a clip it is the spatiotemporal mean pooling of the paper (section 3.1), with one a
+    (clip, place) its temporal mean pooling under masking (section 3.2).
 
     Args:
         x: (M, D), float32, float16, bfloat16 or float64.
@@ -27,8 +27,8 @@ def segment_mean(
         mean (S, D) in the dtype of ``x``, 0 for an empty segment; count (S,) int64.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range. On a GPU a bad id makes the
-            whole mean and its gradients NaN.
+        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range. On a GPU a bad id makes
+            the whole mean and its gradients NaN.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("x", x, (2,))

@@ -31,33 +31,38 @@ def tubelet_embed(
     precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
-    """Embed the kept tubelets of a batch of clips: ``conv3d((x - mean) / std, weight, bias) + pos``, then index, in one pass.
+    """Embed the kept tubelets of a batch of clips in one pass.
 
-    Only the kept tubelets are read, converted, multiplied and stored; the video stays uint8 until then. The weight is
-    a Conv3d's, unchanged. Tubelet embedding of ViViT (Arnab et al. 2021, section 3.2); dropping tokens before the patch
-    product is exactly equal to dropping them after it (paper, section 4.3).
+    ``conv3d((x - mean) / std, weight, bias) + pos``, then index.
+
+    Only the kept tubelets are read, converted, multiplied and stored; the video stays uint8 until then. The
+    weight is a Conv3d's, unchanged. Tubelet embedding of ViViT (Arnab et al. 2021, section 3.2); dropping
+    tokens before the patch product is exactly equal to dropping them after it (paper, section 4.3).
 
     Args:
-        video: (B, C, T, H, W), or (B, C, H, W) for images; uint8, float32, float16 or bfloat16, any strides: a decoder
-            buffer (B, T, H, W, C) permuted costs no copy. uint8 is divided by 255. (float64: ``reference`` only.)
+        video: (B, C, T, H, W), or (B, C, H, W) for images; uint8, float32, float16 or bfloat16, any strides:
+            a decoder buffer (B, T, H, W, C) permuted costs no copy. uint8 is divided by 255. (float64:
+            ``reference`` only.)
         weight: (D, C, t, h, w), or (D, C, h, w) for images; floating.
         bias: (D,) in the dtype of ``weight``.
         pos: (N, D), added to each token by its place on the grid; N = T'·H'·W' in row-major t, h, w.
-        keep: None for every token; (B, K) int64 ids ``0..N-1`` of each clip; or (M,) int64 ids ``0..B·N-1``. Distinct.
+        keep: None for every token; (B, K) int64 ids ``0..N-1`` of each clip; or (M,) int64 ids ``0..B·N-1``.
+            Distinct.
         mean: C floats in units of 0..1; None with ``std`` given is 0.
         std: C floats in units of 0..1; None with ``mean`` given is 1.
-        stride: pixels between tubelets (t, h, w), (h, w) for images; None is the kernel. Overlap and gaps are allowed.
+        stride: pixels between tubelets (t, h, w), (h, w) for images; None is the kernel. Overlap and gaps are
+            allowed.
         offset: pixels before the first tubelet (t, h, w), (h, w) for images.
         precision: "ieee" or "tf32": how float32 is multiplied on a GPU.
         backend: "auto" or a name of this op's table (``fastvivit info`` prints it).
 
     Returns:
-        (B, N, D), (B, K, D) or (M, D), as ``keep`` says, in the dtype of ``weight``, accumulated in float32. Under
-        autocast floating inputs are cast to its dtype first.
+        (B, N, D), (B, K, D) or (M, D), as ``keep`` says, in the dtype of ``weight``, accumulated in float32.
+        Under autocast floating inputs are cast to its dtype first.
 
     Raises:
-        ValueError: a wrong shape, dtype, device or number, or (on a CPU) an id out of range or repeated. On a GPU a bad
-            id makes its row NaN.
+        ValueError: a wrong shape, dtype, device or number, or (on a CPU) an id out of range or repeated. On a
+            GPU a bad id makes its row NaN.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("video", video, (4, 5), _VIDEO)

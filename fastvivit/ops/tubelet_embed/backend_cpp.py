@@ -1,7 +1,7 @@
 """tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp) around torch's matrix product.
 
-The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache; bias and
-position are laid out first, so that the product adds to them and no further pass is needed.
+The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache;
+bias and position are laid out first, so that the product adds to them and no further pass is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fastvivit.ops._rows_native import segment_sum
 from fastvivit.ops.tubelet_embed.geometry import Geometry
 
 _DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
-# Floats of a block of patches: 8 MiB stays in a shared cache, and is tall enough for the product to reach its rate.
+# Floats of a block of patches: 8 MiB stays in a shared cache, and is tall enough for the product to reach its
+# rate.
 _BLOCK = 2 << 20
 
 
@@ -27,7 +28,7 @@ _Stride = c_int64 * 5
 
 @lru_cache(maxsize=256)
 def _template(geometry: Geometry) -> tuple[_native.Tubelets, tuple]:
-    """``geometry`` for the kernels, without a video; and the floats that it points to, to be kept alive with it."""
+    """``geometry`` for the kernels, without a video, and the floats it points to, which must outlive it."""
     channels = geometry.channels
     floats = c_float * channels
     normal = floats(*(geometry.scale or (1.0,) * channels)), floats(*(geometry.shift or (0.0,) * channels))
@@ -88,8 +89,8 @@ def forward(
         bias = bias if bias is None else bias.float().contiguous()
         pos = pos if pos is None else pos.float().contiguous()
         _native.load().fv_embed_rows(
-            None if bias is None else bias.data_ptr(), None if pos is None else pos.data_ptr(), width, geometry.tokens,
-            None if ids is None else ids.data_ptr(), 0, patches.rows, width, out.data_ptr(),
+            None if bias is None else bias.data_ptr(), None if pos is None else pos.data_ptr(), width,
+            geometry.tokens, None if ids is None else ids.data_ptr(), 0, patches.rows, width, out.data_ptr(),
         )  # fmt: skip
     for rows, block in patches.blocks():
         out[rows].addmm_(block, matrix, beta=int(base))
@@ -105,7 +106,7 @@ def backward(
     precision: str,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of video, weight, bias (D,) and pos (N, D), each where ``needs`` says so; pixels are gathered again."""
+    """Gradients of video, weight, bias and pos, each where ``needs`` says so; pixels are gathered again."""
     needs_video, needs_weight, needs_bias, needs_pos = needs
     grad_video = grad_weight = grad_bias = grad_pos = None
     grad32 = grad.float()

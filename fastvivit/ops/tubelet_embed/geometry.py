@@ -15,7 +15,9 @@ Size3 = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The tubelets of a batch of clips: pixel ``(c, i, j, k)`` of token ``(t, h, w)`` is at ``t·stride + offset + i``, ….
+    """The tubelets of a batch of clips.
+
+    Pixel ``(c, i, j, k)`` of token ``(t, h, w)`` is at ``t·stride + offset + i`` along time, and so on.
 
     Attributes:
         clips: B.

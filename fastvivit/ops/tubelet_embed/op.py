@@ -111,8 +111,8 @@ def _flops_backward(
 
 
 EMBED = define(
-    "tubelet_embed(Tensor video, Tensor weight, Tensor? bias, Tensor? pos, Tensor? keep, float[]? mean, float[]? std, "
-    "int[] stride, int[] offset, str precision, str backend) -> Tensor",
+    "tubelet_embed(Tensor video, Tensor weight, Tensor? bias, Tensor? pos, Tensor? keep, float[]? mean, "
+    "float[]? std, int[] stride, int[] offset, str precision, str backend) -> Tensor",
     _forward,
     lambda video, weight, bias, pos, keep, mean, std, stride, offset, precision, backend: weight.new_empty(
         _shape(video, weight, keep, stride, offset)
@@ -120,8 +120,9 @@ EMBED = define(
     _flops,
 )
 BACKWARD = define(
-    "tubelet_embed_backward(Tensor grad, Tensor video, Tensor weight, Tensor? keep, float[]? mean, float[]? std, "
-    "int[] stride, int[] offset, str precision, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "tubelet_embed_backward(Tensor grad, Tensor video, Tensor weight, Tensor? keep, float[]? mean, "
+    "float[]? std, int[] stride, int[] offset, str precision, bool[] needs, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
     _flops_backward,

@@ -54,7 +54,7 @@ def backward(
     precision: str,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of video, weight, bias (D,) and pos (N, D), each where ``needs`` says so, by autograd of the definition."""
+    """Gradients of video, weight, bias, pos, where ``needs`` says so, by autograd of the definition."""
     width = weight.shape[0]
     inputs = [_wide(video, weight), _wide(weight, weight)]
     inputs += [inputs[1].new_zeros(width), inputs[1].new_zeros(geometry.tokens, width)]

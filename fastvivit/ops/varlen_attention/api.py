@@ -35,13 +35,16 @@ def varlen_attention(
     Names and meaning are those of ``flash_attn_varlen_func`` (Dao 2023), deterministic by default.
 
     Args:
-        q: (Mq, H, d), float32, float16 or bfloat16 (float64: ``sdpa`` and ``reference`` on a CPU). Any strides.
+        q: (Mq, H, d), float32, float16 or bfloat16 (float64: ``sdpa`` and ``reference`` on a CPU). Any
+            strides.
         k: (Mk, Hk, d) in the dtype of ``q``; H is a multiple of Hk (grouped-query heads).
         v: (Mk, Hk, d).
-        cu_seqlens_q: (S + 1,) int32, from 0, never falling: sequence s has rows ``cu[s] .. cu[s + 1] - 1``. Lengths may
-            be 0. Rows past the last value come out 0 and get gradient 0 whatever their memory holds.
+        cu_seqlens_q: (S + 1,) int32, from 0, never falling: sequence s has rows ``cu[s] .. cu[s + 1] - 1``.
+            Lengths may be 0. Rows past the last value come out 0 and get gradient 0 whatever their memory
+            holds.
         cu_seqlens_k: (S + 1,) int32; None means ``cu_seqlens_q``.
-        max_seqlen_q: an upper bound of the lengths; None never stalls a device, but some GPU backends need it.
+        max_seqlen_q: an upper bound of the lengths; None never stalls a device, but some GPU backends need
+            it.
         max_seqlen_k: the same of the keys.
         softmax_scale: None is ``1 / sqrt(d)``.
         causal: bottom-right aligned: query i of Lq sees keys ``j <= i + Lk - Lq``.
@@ -55,12 +58,12 @@ def varlen_attention(
         backend: "auto" or a name of this op's table (``fastvivit info`` prints it).
 
     Returns:
-        out (Mq, H, d), 0 for rows with nothing to attend to; with ``return_lse`` also lse (H, Mq) float32, natural log,
-        -inf for such rows. Under autocast inputs are cast to its dtype first.
+        out (Mq, H, d), 0 for rows with nothing to attend to; with ``return_lse`` also lse (H, Mq) float32,
+        natural log, -inf for such rows. Under autocast inputs are cast to its dtype first.
 
     Raises:
-        ValueError: a wrong shape, dtype, device or number, or (on a CPU) bad ``cu_seqlens`` or too small a maximum. On
-            a GPU bad ``cu_seqlens`` make the whole output and its gradients NaN.
+        ValueError: a wrong shape, dtype, device or number, or (on a CPU) bad ``cu_seqlens`` or too small a
+            maximum. On a GPU bad ``cu_seqlens`` make the whole output and its gradients NaN.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("q", q, (3,), FLOATING)
@@ -160,9 +163,10 @@ def attention(
     rows_k = k.shape[1]
     steps = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
     cu_seqlens_q = steps * rows_q
+    cu_seqlens_k = cu_seqlens_q if rows_k == rows_q else steps * rows_k
     found = varlen_attention(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu_seqlens_q, cu_seqlens_q if rows_k == rows_q else steps * rows_k,
-        rows_q, rows_k, softmax_scale=softmax_scale, causal=causal, deterministic=deterministic, return_lse=return_lse,
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu_seqlens_q, cu_seqlens_k, rows_q, rows_k,
+        softmax_scale=softmax_scale, causal=causal, deterministic=deterministic, return_lse=return_lse,
         precision=precision, dropout_p=dropout_p, window_size=window_size, softcap=softcap, backend=backend,
     )  # fmt: skip
     if not return_lse:

@@ -1,7 +1,8 @@
 """varlen_attention by PyTorch's scaled_dot_product_attention.
 
-On a CPU, where lengths can be read for nothing, neighbours of equal length go into one batched call on views: equal
-clips cost one call and no copy, and there is no padding. Elsewhere sequences are padded to the given maxima and masked.
+On a CPU, where lengths can be read for nothing, neighbours of equal length go into one batched call on views:
+equal clips cost one call and no copy, and there is no padding. Elsewhere sequences are padded to the given
+maxima and masked.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def _through_lse(
 ) -> tuple[Tensor, Tensor]:
     """What a gradient of lse adds to those of q and k: ``scale · g · P k`` and ``scale · Pᵀ (g · q)``.
 
-    Both are products with the attention weights P that the fused kernels already make: P k is attention with k as its
-    values, and Pᵀ x is the gradient of the values when x arrives as the gradient of the output.
+    Both are products with the attention weights P that the fused kernels already make: P k is attention with
+    k as its values, and Pᵀ x is the gradient of the values when x arrives as the gradient of the output.
     """
     q, k, _ = views
     weight = run.queries(grad_lse.T).transpose(1, 2).unsqueeze(-1).to(q.dtype) * scale
@@ -117,10 +118,10 @@ def _through_lse(
 
 
 class _Run:
-    """``count`` neighbouring sequences of equal lengths: where their rows are, and which queries see which keys.
+    """``count`` neighbouring sequences of equal lengths: where their rows are, and who sees whom.
 
-    Causal rows that see nothing (the first Lq - Lk, bottom-right aligned) are left out: they stay 0. With more keys
-    than queries the diagonal is shifted, which takes a mask; equal lengths take the kernel's own.
+    Causal rows that see nothing (the first Lq - Lk, bottom-right aligned) are left out: they stay 0. With
+    more keys than queries the diagonal is shifted, which takes a mask; equal lengths take the kernel's own.
     """
 
     __slots__ = ("causal", "count", "first_k", "first_q", "len_k", "len_q", "skip", "square")
@@ -197,13 +198,14 @@ def _slots(cu_seqlens: Tensor, longest: int, rows: int) -> tuple[Tensor, Tensor,
 def _padded(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: float, causal: bool
 ) -> Tensor:
-    """Padded and masked SDPA, with no look at the device: (Mq, H, d). A maximum that is too small gives NaN rows."""
+    """Padded, masked SDPA that never waits for the device: (Mq, H, d). Too small a maximum gives NaN."""
     rows, sequences = q.shape[0], cu_seqlens_q.shape[0] - 1
     if rows == 0 or sequences == 0 or max_q == 0 or max_k == 0:
         return q * 0.0
     slot_q, _, len_q = _slots(cu_seqlens_q, max_q, rows)
     slot_k, real_k, len_k = _slots(cu_seqlens_k, max_k, k.shape[0])
-    # Memory past a sequence may hold NaN, and 0 · NaN is NaN: rows that are not real are replaced, not only masked.
+    # Memory past a sequence may hold NaN, and 0 · NaN is NaN: rows that are not real are replaced, not only
+    # masked.
     k, v = (torch.where(real_k[..., None, None], t[slot_k], 0.0).transpose(1, 2) for t in (k, v))
     seen = real_k[:, None, None, :]
     if causal:

@@ -63,25 +63,25 @@ def _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, rows_q: int, rows_k:
 
 
 def _forward(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, return_lse, schedule,
-    precision, deterministic, backend,
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, precision,
+    deterministic, backend,
 ):  # fmt: skip
-    implementation = OP.choose(backend, q.device.type, q, max_seqlen_q, max_seqlen_k, return_lse)
+    implementation = OP.choose(backend, q.device.type, q, max_q, max_k, return_lse)
     if q.device.type == "cpu":
-        _check_values(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])
+        _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, q.shape[0], k.shape[0])
     return implementation.forward(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, schedule, precision
-    )  # fmt: skip
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, precision
+    )
 
 
 def _backward(
-    grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
-    causal, schedule, precision, deterministic, backend,
+    grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule,
+    precision, deterministic, backend,
 ):  # fmt: skip
-    implementation = OP.choose(backend, q.device.type, q, max_seqlen_q, max_seqlen_k, grad_lse is not None)
+    implementation = OP.choose(backend, q.device.type, q, max_q, max_k, grad_lse is not None)
     return implementation.backward(
-        grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
-        causal, deterministic, schedule, precision,
+        grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal,
+        deterministic, schedule, precision,
     )  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def _flops(q, k, v, cu_seqlens_q, cu_seqlens_k, *_args, out_val=None, **_kwargs)
 
 
 _TAIL = (
-    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float softmax_scale, "
-    "bool causal, {}Tensor? schedule, str precision, bool deterministic, str backend)"
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, "
+    "float softmax_scale, bool causal, {}Tensor? schedule, str precision, bool deterministic, str backend)"
 )
 ATTENTION = define(
     f"varlen_attention(Tensor q, Tensor k, Tensor v, {_TAIL.format('bool return_lse, ')} -> (Tensor, Tensor)",
@@ -112,8 +112,8 @@ ATTENTION = define(
     _flops,
 )
 BACKWARD = define(
-    "varlen_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_TAIL.format('')} -> (Tensor, Tensor, Tensor)",
+    "varlen_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
+    f"Tensor lse, {_TAIL.format('')} -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
     lambda grad_out, grad_lse, q, k, v, out, lse, *lengths, **_kwargs: 5 * _flops(q, k, v, *lengths) // 2,

@@ -17,7 +17,8 @@ def _sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tu
         seen = torch.arange(lk, device=q.device) <= torch.arange(lq, device=q.device).unsqueeze(1) + (lk - lq)
         scores = scores.masked_fill(~seen, float("-inf"))
     lse = scores.logsumexp(-1) if k.shape[0] else scores.new_full(scores.shape[:2], float("-inf"))
-    # A row with nothing to attend to has lse -inf; 0 in its place keeps exp(-inf - lse) at 0, and its gradient too.
+    # A row with nothing to attend to has lse -inf; 0 in its place keeps exp(-inf - lse) at 0, and its
+    # gradient too.
     weights = torch.exp(scores - lse.masked_fill(lse.isneginf(), 0.0).unsqueeze(-1))
     return torch.einsum("hqk,khd->qhd", weights, v), lse
 

@@ -1,0 +1,242 @@
+"""The benchmark harness: gates that catch, whole records, formulas that count what PyTorch counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure, provenance, run
+from benchmarks.case import OURS, Bench, Case, Claim, Contestant, Options
+from benchmarks.cases import all_cases
+from benchmarks.families.attention import attention_cases
+from benchmarks.families.embed import LINEAR, embed_cases
+from benchmarks.families.overhead import overhead_cases
+from benchmarks.families.rows import rows_cases
+from benchmarks.gate import against
+from benchmarks.peers import hf, sdpa
+
+QUICK = Options(quick=True)
+PROVENANCE = {
+    *(
+        "date",
+        "commit",
+        "dirty",
+        "device",
+        "threads",
+        "python",
+        "torch",
+        "transformers",
+        "fastvivit",
+        "cpu_level",
+    ),
+    *("torch_cpu_level", "quick"),
+}
+RECORD = {
+    *(
+        "kind",
+        "name",
+        "layer",
+        "counts",
+        "flops",
+        "bytes",
+        "gate",
+        "rounds",
+        "contestants",
+        "claims",
+        "ceiling",
+    ),
+    *PROVENANCE,
+}
+
+
+def _by_name(cases: list[Case], part: str) -> Case:
+    return next(case for case in cases if part in case.name)
+
+
+def _with_ours(case: Case, call) -> Case:
+    """The case with another implementation of ours, judged by the same gate against float64."""
+
+    def build() -> Bench:
+        bench = case.build()
+        contestants = {**bench.contestants, OURS: Contestant(call=call(bench.contestants[OURS].call))}
+        return Bench(
+            contestants=contestants, gate=against(bench.contestants["index_select"].call, contestants)
+        )
+
+    return dataclasses.replace(case, build=build)
+
+
+@pytest.mark.parametrize(
+    "family", [embed_cases, attention_cases, rows_cases, overhead_cases], ids=lambda f: f.__name__
+)
+def test_ours_and_peers_pass_the_gates(family):
+    for case in family(QUICK):
+        assert case.build().gate() is None, case.name
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda call: lambda: call() * 1.001,
+        lambda call: lambda: call().roll(1, 0),
+        lambda call: lambda: call()[:-1],
+        lambda call: lambda: call().masked_fill(call() == call()[3, 3], float("nan")),
+    ],
+    ids=["scaled", "rows moved", "a row short", "one NaN"],
+)
+def test_a_wrong_result_is_not_timed_and_fails_the_run(spoil, monkeypatch, capsys, tmp_path):
+    case = _with_ours(_by_name(rows_cases(QUICK), "rows/gather"), spoil)
+    monkeypatch.setattr(run, "all_cases", lambda options: [case])
+    monkeypatch.setattr(run, "interleaved", lambda *a, **k: pytest.fail("a wrong result was timed"))
+    written = tmp_path / "lines.jsonl"
+    assert run.main(["--quick", "--device", "cpu", "--json", str(written)]) == 1
+    assert "WRONG, not timed: fastvivit: result 0" in capsys.readouterr().out
+    assert json.loads(written.read_text().splitlines()[-1])["gate"].startswith("fastvivit: result 0")
+
+
+def test_a_wrong_peer_fails_too():
+    case = _by_name(rows_cases(QUICK), "segment mean by clip")
+    bench = case.build()
+    wrong = {
+        **bench.contestants,
+        "index_add_": Contestant(call=lambda: bench.contestants[OURS].call() * 1.01),
+    }
+    assert against(bench.contestants[OURS].call, wrong)().startswith("index_add_: ")
+
+
+def test_lines_hold_the_whole_schema(tmp_path, capsys):
+    written = tmp_path / "lines.jsonl"
+    assert (
+        run.main(["--quick", "--device", "cpu", "--only", "embed/", "rows/scatter", "--json", str(written)])
+        == 0
+    )
+    ceilings, *cases = (json.loads(line) for line in written.read_text().splitlines())
+    assert set(ceilings) == {"kind", "copy_bytes_per_s", "product_flop_per_s", *PROVENANCE}
+    assert (
+        ceilings["kind"] == "ceilings"
+        and ceilings["copy_bytes_per_s"] > 0
+        and ceilings["product_flop_per_s"] > 0
+    )
+    assert len(cases) == 3
+    for case in cases:
+        assert set(case) == RECORD
+        assert case["kind"] == "case" and case["gate"] == "ok" and case["quick"] and case["claims"] == []
+        assert case["torch"] == torch.__version__ and case["threads"] == torch.get_num_threads()
+        for name, entry in case["contestants"].items():
+            assert 0 < entry["seconds"]["p10"] <= entry["seconds"]["median"] <= entry["seconds"]["p90"]
+            assert ("speedup_of_ours" in entry) == (name != OURS)
+    assert "copy, read and written" in capsys.readouterr().out.splitlines()[2]
+
+
+@pytest.mark.parametrize("arguments", [["--quick", "--save"], ["--only", "no such case"]])
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_names_are_unique_and_every_case_says_where_its_shape_comes_from():
+    for options in (QUICK, Options()):
+        cases = all_cases(options)
+        assert len({case.name for case in cases}) == len(cases)
+        assert all(case.layer and case.counts for case in cases)
+        # Only what a call costs has no work to be held against.
+        assert all(case.flops or case.bytes for case in cases if not case.name.startswith("overhead/"))
+
+
+def _counted(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_embed_flops_are_those_that_pytorch_counts(backward):
+    case = embed_cases(QUICK)[backward]
+    contestants = case.build().contestants
+    assert case.flops == _counted(contestants[OURS].call)
+    assert case.flops == _counted(contestants[LINEAR].call)
+
+
+def test_embed_bytes_are_those_of_its_tensors():
+    case = embed_cases(QUICK)[0]
+    rows = case.build().contestants[OURS].call()
+    kept, width, patch = rows.shape[1], rows.shape[2], 3 * 2 * 16 * 16
+    pixels, weight, bias, positions = kept * patch, 4 * width * patch, 4 * width, 4 * kept * width
+    assert case.bytes == pixels + weight + bias + positions + rows.nbytes
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_flops_are_those_that_pytorch_counts(backward):
+    equal, unequal = attention_cases(QUICK)[backward], attention_cases(QUICK)[2 + backward]
+    assert equal.flops == _counted(equal.build().contestants[OURS].call)
+    if not backward:
+        # The two bare products, which the counter sees only when they are not fused.
+        with sdpa_kernel(SDPBackend.MATH):
+            assert equal.flops == _counted(equal.build().contestants["sdpa"].call)
+            assert unequal.flops == _counted(unequal.build().contestants["sdpa, clip by clip"].call)
+
+
+def test_attention_bytes_are_those_of_its_tensors():
+    case = attention_cases(QUICK)[0]
+    assert case.bytes == 4 * case.build().contestants[OURS].call().nbytes
+
+
+def test_padding_is_what_the_mask_hides():
+    x, lengths = torch.randn(6, 2, 4), (1, 5)
+    padded, mask = sdpa.padded(x, lengths), sdpa.padding_mask(lengths, "cpu")
+    assert padded.shape == (2, 2, 5, 4)
+    assert torch.equal(padded.transpose(1, 2)[mask[:, 0, 0] == 0], x)
+
+
+@pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
+def test_encoders_compute_the_same_function_before_they_are_timed():
+    for case in (case for case in all_cases(QUICK) if case.name.startswith("encoder/")):
+        bench = case.build()
+        assert bench.gate() is None, case.name
+        assert set(case.peak) == set(bench.contestants)
+
+
+def test_spreads():
+    spread = measure.Spread((4.0, 1.0, 3.0, 2.0, 5.0))
+    assert (spread.median, spread.p10, spread.p90) == (3.0, pytest.approx(1.4), pytest.approx(4.6))
+    half = measure.Spread((2.0, 0.5, 1.5, 1.0, 2.5))
+    assert spread.over(half).samples == (2.0,) * 5
+    assert half.beyond(half).median == 0.0
+
+
+def test_repeats_alternate():
+    turns = []
+
+    def called(name: str) -> None:
+        turns.append(name)
+        # Longer than a sample has to be, so that it is one call.
+        time.sleep(1.1 * measure.SAMPLE)
+
+    calls = {name: lambda name=name: called(name) for name in "ab"}
+    found = measure.interleaved(calls, seconds=0.0, min_rounds=4, device="cpu")
+    assert {len(spread.samples) for spread in found.values()} == {4}
+    # Two calls each to warm up and to estimate, then rounds, every second one backwards.
+    assert "".join(turns) == "aabb" + "abbaabba"
+
+
+def test_claims_take_the_fastest_peer_that_took_part():
+    found = {OURS: measure.Spread((1.0,)), "slow": measure.Spread((8.0,)), "fast": measure.Spread((3.0,))}
+    judged = Claim(text="", peers=("slow", "fast", "absent"), at_least=4.0).judge(found)
+    assert (judged["peer"], judged["value"], judged["met"]) == ("fast", 3.0, False)
+    judged = Claim(text="", peers=("fast",), at_most=0.5).judge(found)
+    assert judged["value"] == pytest.approx(1 / 3) and judged["met"]
+    assert Claim(text="", peers=("absent",), at_least=1.0).judge(found) is None
+    assert Claim(text="", under=2.0).judge(found)["met"]
+    assert Claim(text="", under=2.0, minus="absent").judge(found) is None
+
+
+def test_results_are_named_by_day_device_and_commit():
+    run_of = {"date": "2026-01-02T03:04:05+00:00", "device": "AMD EPYC (tm) 9", "commit": "0123456789ab"}
+    assert provenance.results_file(run_of).name == "2026-01-02_amd-epyc-tm-9_0123456789ab.jsonl"
