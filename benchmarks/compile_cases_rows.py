@@ -95,6 +95,8 @@ def _embed_case(kernel, name, arch, tile, kind, pointers, constants, last=False)
         n: v for n, v in (VIVIT | GRID | order | constants | blocks).items() if n in kernel.arg_names
     }
     types = {n: (EMBED_TYPES | pointers).get(n, "i32") for n in kernel.arg_names}
+    # The weight's gradient has the width for rows; m is the depth of its product.
+    block_rows = tile.n if "partial" in kernel.arg_names else tile.m
     return CompileCase(
         kernel=kernel,
         name=f"embed {name}{' channels last' * last} {kind} {tile.m}x{tile.n}x{tile.k} sm{arch}",
@@ -102,7 +104,7 @@ def _embed_case(kernel, name, arch, tile, kind, pointers, constants, last=False)
         constexprs=constexprs,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        matrix=kind != "ieee" and tile.m >= 64,
+        matrix=kind != "ieee" and block_rows >= 64,
         unaligned=frozenset({"flag", *(["stride_w"] if last else [])}),
         arches=(arch,),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import tyro
@@ -44,6 +45,8 @@ class Demo:
 def run(arguments: list[str]) -> int:
     """Run it, and say where the report is."""
     options = tyro.cli(Demo, prog="fastvivit demo", args=arguments)
+    for module in ("av", "transformers", "matplotlib"):
+        import_module(module)  # said before any work is done, and not after minutes of it
     if options.clips < 16 or options.clips % 8:
         raise ValueError(f"clips: wanted a multiple of 8, at least 16, got {options.clips}")
     if options.seed < 0:

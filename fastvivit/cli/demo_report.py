@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastvivit.cli.demo_runs import MODELS, TOP, Outcome
+from fastvivit.cli.demo_runs import MODELS, MOTIONS_CHANCE, TOP, Outcome, motions_found
 from fastvivit.data import read_clip
 from fastvivit.search import search
 from fastvivit.train.page import Page, Strip
@@ -31,10 +31,9 @@ def summary(outcome: Outcome) -> str:
     for name in _SHOWN:
         values = [evaluation.scores[name] for evaluation in evaluations] + [evaluations[0].chance[name]]
         lines.append(f"{_LABELS[name]:<32}" + "".join(f"{value:12.1f} %" for value in values))
-    right = [_motions(outcome, kind) for kind in kinds]
-    lines.append(
-        f"{'searches: motions as asked':<32}" + "".join(f"{good:>9} of {all_:<2}" for good, all_ in right)
-    )
+    shares = [motions_found(evaluation, outcome.dataset.entries) for evaluation in evaluations]
+    values = "".join(f"{share:12.1f} %" for share in (*shares, MOTIONS_CHANCE))
+    lines.append(f"{'best match moves as asked':<32}{values}")
     lines.append(f"\nall of it took {outcome.seconds:.0f} s")
     return "\n".join(lines)
 
@@ -71,16 +70,16 @@ def write_demo_report(out: Path, outcome: Outcome) -> Path:
     return page.write(out / REPORT)
 
 
-def _motions(outcome: Outcome, kind: str) -> tuple[int, int]:
-    answers = outcome.searches[kind]
-    return sum(answer.motions[0] for answer in answers), len(answers)
-
-
 def _searches(page: Page, outcome: Outcome) -> None:
     page.heading("Searching the held-out files by text")
-    for kind in outcome.trained:
-        good, asked = _motions(outcome, kind)
-        page.text(f"{kind}: the motions of the best match are those asked for in {good} of {asked} searches.")
+    shares = {
+        kind: motions_found(one.evaluation, outcome.dataset.entries) for kind, one in outcome.trained.items()
+    }
+    rows = [[kind, f"{share:.1f} %"] for kind, share in shares.items()]
+    page.table(
+        ["over all held-out captions", "best match moves as asked"],
+        [*rows, ["chance", f"{MOTIONS_CHANCE:.1f} %"]],
+    )
     for number, answer in enumerate(outcome.searches["video-first"]):
         page.heading(f"“{answer.query}”", 3)
         for kind, answers in outcome.searches.items():

@@ -30,6 +30,8 @@ MODELS = {
     "frame-level": "every frame on its own, then the mean; no sense of time",
 }
 QUERIES, TOP = 4, 3
+# Four directions for the first digit, another one for the second: twelve pairs.
+MOTIONS_CHANCE = 100.0 / 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def demo_config(kind: str, train: Path, heldout: Path, *, steps: int, seed: int)
         text=TextConfig(width=128, depth=2, heads=4, max_length=32),
         optimiser=OptimiserConfig(lr=5e-4, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),
-        mask=MaskConfig(ratio=0.75),
+        # Frames on their own are dropped whole: the same share, and sequences of one length are faster.
+        mask=MaskConfig(ratio=0.75, strategy="frame" if kind == "frame-level" else "random"),
         run=RunConfig(log_every=100, save_every=max(steps, 1), keep_last=1),
     )
 
@@ -118,6 +121,14 @@ def run_searches(trained: dict[str, Trained], entries: Sequence[Entry]) -> dict[
         index = embed_files(one.model, files, fps=one.config.data.fps, batch_size=one.config.batch_size)
         found[kind] = [_answer(one.model, index, entries, place, entries[query]) for query in asked]
     return found
+
+
+def motions_found(evaluation: Evaluation, entries: Sequence[Entry]) -> float:
+    """Percent of the held-out captions whose best match shows the two motions asked for, in order."""
+    best = evaluation.similarity.argmax(1).tolist()
+    motions = [entries[entry].extra["motions"] for entry in evaluation.entries]
+    right = [motions[found] == motions[own] for found, own in zip(best, evaluation.owners, strict=True)]
+    return 100.0 * sum(right) / len(right)
 
 
 def _answer(

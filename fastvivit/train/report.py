@@ -33,7 +33,7 @@ _NAMES = {
     "t2v_medr": "text → clip, median rank",
     "v2t_medr": "clip → text, median rank",
 }
-_SEARCHES, _MATCHES, _FRAMES = 4, 3, 8
+_SEARCHES, _MATCHES, _FRAMES = 4, 3, 16
 
 
 def write_report(
@@ -142,7 +142,7 @@ def best_matches(page: Page, evaluation: Evaluation, dataset: ClipDataset, query
 
 
 def some_frames(video: Tensor) -> np.ndarray:
-    """Up to eight frames of a clip (C, T, H, W), evenly spread: uint8 (n, h, w, 3), sides up to 128."""
+    """Up to 16 frames of a clip (C, T, H, W), evenly spread: uint8 (n, h, w, 3), sides up to 128."""
     chosen = np.linspace(0, video.shape[1] - 1, min(_FRAMES, video.shape[1])).round().astype(int)
     thin = -(-max(video.shape[2:]) // 128)
     return video[:, chosen, ::thin, ::thin].permute(1, 2, 3, 0).numpy()

@@ -93,6 +93,7 @@ def test_ours_and_peers_pass_the_gates(family):
 def test_a_wrong_result_is_not_timed_and_fails_the_run(spoil, monkeypatch, capsys, tmp_path):
     case = _with_ours(_by_name(rows_cases(QUICK), "rows/gather"), spoil)
     monkeypatch.setattr(run, "all_cases", lambda options: [case])
+    monkeypatch.setattr(run, "ceilings", lambda *a, **k: measure.Ceilings(1e9, 1e9))
     monkeypatch.setattr(run, "interleaved", lambda *a, **k: pytest.fail("a wrong result was timed"))
     written = tmp_path / "lines.jsonl"
     assert run.main(["--quick", "--device", "cpu", "--json", str(written)]) == 1

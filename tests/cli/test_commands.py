@@ -13,6 +13,7 @@ from fastvivit.cli.ops import CASES
 from fastvivit.data import read_manifest
 from fastvivit.search import find_videos, load_index, read_windows
 from fastvivit.train import latest_checkpoint, read_metrics
+from tests.train.test_loop import parsed
 
 
 def test_every_op_is_listed():
@@ -42,7 +43,9 @@ def test_selftest_finds_a_wrong_backend(call, monkeypatch):
     from fastvivit.ops.segment_mean import reference
 
     right = reference.forward
-    monkeypatch.setattr(reference, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.01, right(x, *rest)[1]))
+    monkeypatch.setattr(
+        reference, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.01, right(x, *rest)[1])
+    )
     from fastvivit import _probe
 
     if _probe.no_native() is not None:
@@ -64,7 +67,9 @@ def test_selftest_shows_a_broken_backend(call, monkeypatch):
 
 def test_train_resume_and_override(call, toml, tmp_path):
     path, out = toml(), tmp_path / "run"
-    code, text, err = call("train", path, "--out", out, "--override", "steps=4", "--override", "run.keep_last=1")
+    code, text, err = call(
+        "train", path, "--out", out, "--override", "steps=4", "--override", "run.keep_last=1"
+    )
     assert code == 0 and f"report: {out / 'report.html'}" in text and "t2v_r1" in text, err
     assert len(read_metrics(out)) == 4 and latest_checkpoint(out).name == "step-00000004"
     code, _, err = call("train", path, "--out", out)
@@ -139,7 +144,14 @@ def test_only_broken_files(call, run, folder, tmp_path):
 
 def test_a_model_without_its_run_wants_fps(call, run, folder, tmp_path):
     shutil.copytree(run / "model", tmp_path / "alone" / "model")
-    arguments = ["embed", folder, "--model", tmp_path / "alone" / "model", "--out", tmp_path / "x.safetensors"]
+    arguments = [
+        "embed",
+        folder,
+        "--model",
+        tmp_path / "alone" / "model",
+        "--out",
+        tmp_path / "x.safetensors",
+    ]
     code, _, err = call(*arguments)
     assert code == 2 and "fps: wanted --fps" in err
     assert call(*arguments, "--fps", "8")[0] == 0
@@ -176,6 +188,8 @@ def test_videos_are_found_by_suffix(folder):
 
 
 def test_demo(call, digits, tmp_path):
+    from fastvivit.cli.demo import _make_room
+
     own = tmp_path / "own"
     shutil.copytree(digits[1].parent, own)
     (own / "broken.mp4").write_text("no video")
@@ -183,10 +197,13 @@ def test_demo(call, digits, tmp_path):
     code, out, _ = call(*arguments)
     assert code == 0 and f"report: {tmp_path / 'demo' / 'report.html'}" in out
     assert "own caption above the twin's" in out and "broken.mp4" in out
-    from tests.train.test_loop import parsed
-
     page = parsed(tmp_path / "demo" / "report.html")
     assert len(page.images) == 1 + 4 * (3 + 1) + 4 * 3
     assert {"video-first", "frame-level", "chance"} <= set(page.words)
-    (tmp_path / "demo" / "report.html").unlink()
-    assert call(*arguments[:-2])[0] == 0 and (tmp_path / "demo" / "report.html").is_file()
+    (tmp_path / "demo" / "notes.txt").write_text("mine")
+    _make_room(tmp_path / "demo")
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "notes.txt",
+        "report.html",
+        "videos",
+    ]

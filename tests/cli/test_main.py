@@ -47,12 +47,18 @@ def test_unknown_options_end_with_2(call, command):
     ("arguments", "words"),
     [
         (["train", "absent.toml"], "config: wanted a TOML file, no such file: absent.toml"),
-        (["embed", "absent.mp4", "--model", "absent", "--out", "x"], "paths: wanted a video file or a folder"),
+        (
+            ["embed", "absent.mp4", "--model", "absent", "--out", "x"],
+            "paths: wanted a video file or a folder",
+        ),
         (["embed", "{here}", "--model", "absent", "--out", "x"], "paths: wanted video files"),
-        (["search", "a dog", "--model", "absent"], "wanted either video files (or folders) or --index, got neither"),
+        (
+            ["search", "a dog", "--model", "absent"],
+            "wanted either video files (or folders) or --index, got neither",
+        ),
         (["search", "a", "f", "--index", "i", "--model", "m"], "got both"),
         (["search", "a", "{file}", "--model", "absent"], "model: wanted the folder of a run or a model"),
-        (["search", "a", "{file}", "--model", "{here}"], "has no weights and no checkpoints"),
+        (["search", "a", "{file}", "--model", "{here}"], "holds neither weights nor checkpoints"),
         (["search", "a", "{file}", "--model", "m", "--top", "0"], "top: wanted at least 1, got 0"),
         (["search", " ", "{file}", "--model", "m"], "query: wanted words, got none"),
         (["demo", "--clips", "3"], "clips: wanted a multiple of 8"),
@@ -130,7 +136,7 @@ def test_ctrl_c_in_training_saves_and_ends_with_130(toml, tmp_path):
 
 
 def test_a_closed_pipe_is_no_error():
-    process = shell("info")
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=60) == 0 and "Traceback" not in err and "BrokenPipe" not in err
+    with shell("info") as process:
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 0 and "Traceback" not in err and "BrokenPipe" not in err

@@ -1,4 +1,4 @@
-"""Runs small enough to be taken again and again: 24 clips of 8 frames, 32 pixels a side, a model of one block."""
+"""Runs small enough to be taken again and again: 24 clips of 8 frames, 32 pixels a side, one block."""
 
 from __future__ import annotations
 

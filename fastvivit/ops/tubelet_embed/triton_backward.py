@@ -151,15 +151,15 @@ def _fold_patches_kernel(
 
 # By architecture and product: wide tiles, narrow ones. For the weight, m is the depth and (n, k) the block.
 WEIGHT_TILES = {
-    (8, "half"): (Tile(64, 128, 128, 8, 3), Tile(64, 64, 64, 4, 3)),
+    (8, "half"): (Tile(32, 128, 128, 8, 4), Tile(64, 64, 64, 4, 3)),
     (8, "tf32"): (Tile(32, 128, 128, 8, 3), Tile(32, 64, 64, 4, 3)),
-    (8, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 64, 4, 3)),
+    (8, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 32, 4, 3)),
     (9, "half"): (Tile(64, 128, 128, 8, 3), Tile(64, 64, 64, 4, 3)),
     (9, "tf32"): (Tile(32, 128, 128, 8, 3), Tile(32, 64, 64, 4, 3)),
-    (9, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 64, 4, 3)),
+    (9, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 32, 4, 3)),
     (10, "half"): (Tile(64, 128, 128, 8, 3), Tile(64, 64, 64, 4, 3)),
     (10, "tf32"): (Tile(32, 128, 128, 8, 3), Tile(32, 64, 64, 4, 3)),
-    (10, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 64, 4, 3)),
+    (10, "ieee"): (Tile(32, 64, 64, 8, 3), Tile(32, 32, 32, 4, 3)),
 }
 VIDEO_TILES = {
     (8, "half"): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3)),
