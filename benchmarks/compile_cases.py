@@ -13,7 +13,7 @@ class CompileCase:
     Attributes:
         kernel: the ``@triton.jit`` function.
         name: unique, and the same on every architecture that compiles it, as "attention forward bf16 d64".
-        signature: type of every argument that is not a constant, in Triton's words: "*bf16", "*i32", "i32", "i64", "fp32".
+        signature: type of every argument that is not a constant, in Triton's words: "*bf16", "*i32", "i32", "fp32".
         constexprs: value of every ``tl.constexpr`` argument (and of arguments given as None).
         num_warps: warps of a program.
         num_stages: stages of the software pipeline.
@@ -93,18 +93,17 @@ def attention_cases() -> list[CompileCase]:
             for head_dim, causal in variants:
                 tiles = table[kind, head_pad(head_dim)]
                 cases += [
-                    attention_case(which, tile, arch, kind, head_dim, causal)
-                    for which, tile in tiles._asdict().items()
+                    attention_case(which, tile, arch, kind, head_dim, causal) for which, tile in tiles._asdict().items()
                 ]
     kernel = triton_backward._varlen_attention_backward_delta_kernel
     for head_dim in (64, 80, 256):
-        constants = {"HEAD_DIM": head_dim, "HEAD_PAD": head_pad(head_dim), "BLOCK_M": DELTA.block_m, "HAS_GRAD_LSE": True}
+        sizes = {"HEAD_DIM": head_dim, "HEAD_PAD": head_pad(head_dim), "BLOCK_M": DELTA.block_m}
         cases.append(
             CompileCase(
                 kernel=kernel,
                 name=f"attention delta half d{head_dim}",
                 signature=_signature(kernel, "half"),
-                constexprs=constants,
+                constexprs=sizes | {"HAS_GRAD_LSE": True},
                 num_warps=DELTA.num_warps,
                 num_stages=DELTA.num_stages,
                 arches=(80, 86, 90, 100),

@@ -45,7 +45,7 @@ MATRIX = {
     120: ("mma.sync", "HMMA"),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-COLUMNS = ("kernel and configuration", "arch", "regs", "stack", "spills", "shared", "matrix instructions", "s", "verdict")
+COLUMNS = ("kernel and configuration", "arch", "regs", "stack", "spills", "shared", "matrix", "s", "verdict")
 
 
 @dataclass

@@ -11,6 +11,8 @@ from statistics import median
 
 import torch
 
+from benchmarks.peers.conv3d import onednn_product
+
 # A sample shorter than this would time the clock and the scheduler; short calls are repeated within it.
 SAMPLE = 0.01
 MAX_ROUNDS = 31
@@ -120,11 +122,10 @@ def ceilings(device: str, *, quick: bool = False) -> Ceilings:
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     product = torch.empty_like(a)
     calls = {"copy": lambda: target.copy_(source), "mm": lambda: torch.mm(a, b, out=product)}
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if device == "cpu" and onednn is not None:
-        # torch.mm goes to MKL, which may hold back on other makers' CPUs; convolutions go to oneDNN, which doesn't.
-        # A ceiling that only one of them can reach is none.
-        calls["onednn"] = lambda: onednn(a, b, None, "none", [], "")
+    onednn = onednn_product(device)
+    if onednn:
+        # The higher of the two is the ceiling: torch.mm may be far from it.
+        calls["onednn"] = lambda: onednn(a, b, None)
     found = interleaved(
         calls,
         seconds=0.3 if quick else 3.0,

@@ -20,9 +20,7 @@ _STATUS = Path("/proc/self/status")
 def peak_bytes(case: Case, who: str, options: Options) -> int | None:
     """Peak of ``who``'s first call in a fresh process, or None where it can't be told."""
     command = [sys.executable, "-m", "benchmarks.memory", case.name, who, options.device]
-    done = subprocess.run(
-        [*command, *["--quick"] * options.quick], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, *["--quick"] * options.quick], capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 

@@ -22,6 +22,8 @@ from benchmarks.measure import Ceilings, Spread, ceilings, interleaved
 from benchmarks.memory import peak_bytes
 from benchmarks.provenance import provenance, results_file
 
+VERDICTS = {True: "met", False: "MISSED", None: "too noisy to tell"}
+
 
 def run_case(case: Case, limits: Ceilings, options: Options) -> dict[str, object]:
     """Gate, then time ``case``; its record, without the provenance."""
@@ -74,11 +76,7 @@ def lines_of(record: dict[str, object]) -> list[str]:
     lines = []
     for name, entry in record["contestants"].items():
         time, ratio = entry["seconds"], entry.get("speedup_of_ours")
-        parts = [
-            f"  {name:<30}{_time(time['median']):>9}  ({_time(time['p10'])} to {_time(time['p90'])})".ljust(
-                64
-            )
-        ]
+        parts = [f"  {name:<30}{_time(time['median']):>9}  ({_time(time['p10'])} to {_time(time['p90'])})".ljust(64)]
         parts.append(f"{ratio['median']:6.2f} x ({ratio['p10']:.2f} to {ratio['p90']:.2f})" if ratio else "")
         parts[-1] = parts[-1].ljust(25)
         if entry["share_of_ceiling"] and name == OURS:
@@ -88,8 +86,8 @@ def lines_of(record: dict[str, object]) -> list[str]:
         parts.append(entry["note"])
         lines.append("  ".join(part for part in parts if part).rstrip())
     for claim in record["claims"]:
-        verdict, what = "met" if claim["met"] else "MISSED", f" ({claim['peer']})" if "peer" in claim else ""
-        lines.append(f"  {verdict}: {claim['text']}: {claim['value']:.3g} {claim['unit']}{what}")
+        what = f" ({claim['peer']})" if "peer" in claim else ""
+        lines.append(f"  {VERDICTS[claim['met']]}: {claim['text']}: {claim['value']:.3g} {claim['unit']}{what}")
     return [*head, *lines]
 
 
@@ -128,9 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"fastvivit {run['fastvivit']} ({code})")
     print(f"copy, read and written: {limits.copy / 1e9:.1f} GB/s")
     print(f"float32 matrix product: {limits.product / 1e9:.0f} GFLOP/s", flush=True)
-    records = [
-        {"kind": "ceilings", "copy_bytes_per_s": limits.copy, "product_flop_per_s": limits.product, **run}
-    ]
+    records = [{"kind": "ceilings", "copy_bytes_per_s": limits.copy, "product_flop_per_s": limits.product, **run}]
     targets = [given.json] if given.json else []
     if given.json:
         given.json.write_text("")
@@ -142,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(lines_of(records[-1])), flush=True)
         _append(targets, records[-1])
     wrong = [r["name"] for r in records if r.get("gate", "ok") != "ok"]
-    missed = [f"{r['name']}: {c['text']}" for r in records for c in r.get("claims", ()) if not c["met"]]
+    missed = [f"{r['name']}: {c['text']}" for r in records for c in r.get("claims", ()) if c["met"] is False]
     print(
         f"\n{len(cases)} cases, {len(wrong)} wrong, {len(missed)} claims missed"
         + (" (quick: none made)" * options.quick)

@@ -48,9 +48,7 @@ def main() -> float:
     keep = F.random_keep(clips, places, mask_ratio=0.75)  # (B, K) ids of the grid, ascending
 
     def ours():
-        return F.tubelet_embed(
-            video, conv.weight, conv.bias, pos=pos, keep=keep, mean=mean.tolist(), std=std.tolist()
-        )
+        return F.tubelet_embed(video, conv.weight, conv.bias, pos=pos, keep=keep, mean=mean.tolist(), std=std.tolist())
 
     def plain():
         return by_conv3d(video, conv, pos, keep, mean, std)

@@ -24,9 +24,7 @@ def main() -> fv.EncoderOutput:
     ]
     with torch.no_grad():
         out = encoder(clips, mask_ratio=0.75, generator=torch.Generator().manual_seed(0))
-    print(
-        f"packed tokens of all clips: {tuple(out.tokens.shape)}; each clip's rows: {out.cu_seqlens.tolist()}"
-    )
+    print(f"packed tokens of all clips: {tuple(out.tokens.shape)}; each clip's rows: {out.cu_seqlens.tolist()}")
     for clip, grid, keep in zip(clips, out.grid, out.keep, strict=True):
         places = grid[0] * grid[1] * grid[2]
         print(f"  {tuple(clip.shape)}: grid {tuple(grid)}, kept {len(keep)} of {places} tokens")

@@ -51,9 +51,7 @@ def main(folder: Path | None = None) -> Path:
     # Stopped at any instant, `fit(..., resume=True)` goes on to the same losses.
     run = fit(config, work / "run")
     rows = read_metrics(run)
-    print(
-        f"loss {rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f} in {len(rows)} steps; report: {run}/report.html"
-    )
+    print(f"loss {rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f} in {len(rows)} steps; report: {run}/report.html")
 
     model = fv.load_pretrained(run / "model")
     entries = read_manifest(manifest)

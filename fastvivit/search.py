@@ -78,9 +78,7 @@ def find_videos(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_windows(
-    path: Path, frames: int, fps: float, size: int | tuple[int, int]
-) -> Iterator[tuple[float, Tensor]]:
+def read_windows(path: Path, frames: int, fps: float, size: int | tuple[int, int]) -> Iterator[tuple[float, Tensor]]:
     """A file from its beginning to its end as (start, clip (C, T, H, W)) of ``frames / fps`` seconds each.
 
     The last window repeats its last picture; one that is less than half full is left out, unless it is the

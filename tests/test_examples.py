@@ -14,15 +14,11 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 def test_example(example, tmp_path):
     if example.stem == "train_on_your_clips":
         pytest.importorskip("av", reason='PyAV is not installed: pip install "fastvivit[video]"')
-        pytest.importorskip(
-            "transformers", reason='transformers is not installed: pip install "fastvivit[hf]"'
-        )
+        pytest.importorskip("transformers", reason='transformers is not installed: pip install "fastvivit[hf]"')
     environment = os.environ | {"PYTHONPATH": str(example.parents[1]), "TMPDIR": str(tmp_path)}
     # The interpreter that other tests turn on would only be slower here.
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, example], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     words = {
         "embed_kept_tubelets": "largest difference to Conv3d and index: ",
@@ -38,3 +34,10 @@ def test_example(example, tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short(example):
     assert len(example.read_text().splitlines()) < 150
+
+
+def test_the_example_config_is_right():
+    from fastvivit.train import TrainConfig
+
+    config = TrainConfig.from_toml(EXAMPLES[0].parent / "contrastive.toml")
+    assert config.model.width == 384 and config.data.train.endswith("/examples/train.jsonl")

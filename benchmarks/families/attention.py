@@ -20,11 +20,7 @@ def attention_cases(options: Options) -> list[Case]:
         batches = {"2 clips of 16": (16,) * 2, "unequal clips": (16, 8, 24)}
     else:
         batches = {"4 clips of 512": (512,) * 4, "1 clip of 2048": (2048,), "8 clips of 256 to 512": UNEQUAL}
-    return [
-        _case(options, what, lengths, backward)
-        for what, lengths in batches.items()
-        for backward in (False, True)
-    ]
+    return [_case(options, what, lengths, backward) for what, lengths in batches.items() for backward in (False, True)]
 
 
 def attention_flops(lengths, heads: int, width: int, backward: bool) -> int:

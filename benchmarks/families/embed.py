@@ -13,6 +13,7 @@ from benchmarks.peers import conv3d
 
 CHAINS = ("conv3d chain", "conv3d chain, channels last", "conv3d chain, compiled")
 LINEAR = "F.linear on ready patches"
+ONEDNN = "oneDNN on ready patches"
 
 
 def embed_cases(options: Options) -> list[Case]:
@@ -27,7 +28,7 @@ def _case(options: Options, frames: int, backward: bool) -> Case:
     kept, patch = tokens // 4, 3 * prod(kernel)
     product = 2 * kept * patch * width
     # Kept pixels as bytes; weights, bias, kept positions and rows as float32. The backward reads pixels again,
-    # gradients of rows twice (weight, position), and writes those of weight, bias and every position.
+    # gradients of rows twice (weight, position); it writes those of weight, bias and every position.
     traffic = kept * patch + 4 * (width * patch + width + 2 * kept * width)
     if backward:
         traffic += kept * patch + 4 * (width * patch + width + 2 * kept * width + tokens * width)
@@ -96,6 +97,13 @@ def _build(options: Options, shape, width: int, kernel, kept: int, tokens: int, 
             same=False,
         ),
     }
+    onednn = conv3d.onednn_product(options.device)
+    if onednn and not backward:
+        contestants[ONEDNN] = Contestant(
+            call=call(onednn, rows, weight.flatten(1), bias),
+            note="the same by oneDNN; bias, no position",
+            same=False,
+        )
     if options.compile:
         contestants[CHAINS[2]] = Contestant(call=call(conv3d.compiled_chain(), video, *weighted))
     exact = [t.detach().double().requires_grad_(backward) for t in (weight, bias, pos)]

@@ -56,10 +56,7 @@ def encoder_cases(options: Options) -> list[Case]:
             claims=(Claim(text="not slower than ViViT", peers=(VIVIT,), at_least=1.0),),
             seconds=30.0,
             min_rounds=3,
-            peak={
-                name: (lambda name=name: forward.contestant(name, _forward))
-                for name in (OURS, VIDEOMAE, VIVIT)
-            },
+            peak={name: (lambda name=name: forward.contestant(name, _forward)) for name in (OURS, VIDEOMAE, VIVIT)},
         ),
     ]
 

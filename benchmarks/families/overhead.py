@@ -70,9 +70,7 @@ def _build(call: _Call, mode: str) -> Bench:
         name: Contestant(call=wrapped(bare, leaves), same=call.same),
     }
     judged = (
-        contestants
-        if call.same
-        else {**contestants, "plain PyTorch": Contestant(call=wrapped(call.exact, leaves))}
+        contestants if call.same else {**contestants, "plain PyTorch": Contestant(call=wrapped(call.exact, leaves))}
     )
     exact = [t.detach().double().requires_grad_(grads) for t in leaves]
     return Bench(contestants=contestants, gate=against(wrapped(call.exact or bare, exact), judged))
@@ -113,9 +111,7 @@ def _calls(device: str) -> dict[str, _Call]:
         return rows.scatter_filled(x, index, GRID, fill)
 
     return {
-        "tubelet_embed": _Call(
-            embed, ("F.linear + position", linear), (weight, bias, pos), False, embed_plain
-        ),
+        "tubelet_embed": _Call(embed, ("F.linear + position", linear), (weight, bias, pos), False, embed_plain),
         "gather_tokens": _Call(
             lambda x: F.gather_tokens(x, index), ("index_select", lambda x: x.index_select(0, index)), (wide,)
         ),

@@ -98,18 +98,14 @@ def _scatter(t: _Tensors) -> Bench:
             note="over an output filled first",
         ),
     }
-    return _bench(
-        contestants, lambda: rows.scatter_filled(t.some.double(), t.index, t.tokens, t.fill.double())
-    )
+    return _bench(contestants, lambda: rows.scatter_filled(t.some.double(), t.index, t.tokens, t.fill.double()))
 
 
 def _by_place(t: _Tensors) -> Bench:
     segment = t.index % t.places
     contestants = {
         OURS: Contestant(call=lambda: F.segment_mean(t.some, segment, t.places)[0]),
-        "index_add_": Contestant(
-            call=lambda: rows.segment_mean(t.some, segment, t.places), note="and bincount"
-        ),
+        "index_add_": Contestant(call=lambda: rows.segment_mean(t.some, segment, t.places), note="and bincount"),
     }
     return _bench(contestants, lambda: rows.segment_mean(t.some.double(), segment, t.places))
 
@@ -118,8 +114,6 @@ def _by_clip(t: _Tensors) -> Bench:
     contestants = {
         OURS: Contestant(call=lambda: F.segment_mean(t.full, t.clip, 8)[0]),
         "index_add_": Contestant(call=lambda: rows.segment_mean(t.full, t.clip, 8), note="and bincount"),
-        "mean of a view": Contestant(
-            call=lambda: rows.mean_of_equal(t.full, 8), note="needs equal clips, in order"
-        ),
+        "mean of a view": Contestant(call=lambda: rows.mean_of_equal(t.full, 8), note="needs equal clips, in order"),
     }
     return _bench(contestants, lambda: rows.segment_mean(t.full.double(), t.clip, 8))

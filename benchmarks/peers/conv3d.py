@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as nnf
@@ -30,9 +32,7 @@ def compiled_chain():
 
 def patches(video: Tensor, kernel: tuple[int, int, int], keep: Tensor) -> Tensor:
     """Kept tubelets as rows (B·K, C·t·h·w), normalised in float32 for uint8 and in float64 for float64."""
-    rows = _tubelets(video, kernel)[torch.arange(video.shape[0], device=video.device)[:, None], keep].flatten(
-        0, 1
-    )
+    rows = _tubelets(video, kernel)[torch.arange(video.shape[0], device=video.device)[:, None], keep].flatten(0, 1)
     rows = rows if rows.is_floating_point() else rows.float()
     return rows.mul_(SCALE).add_(SHIFT)
 
@@ -47,6 +47,16 @@ def patches_linear(video: Tensor, weight: Tensor, bias: Tensor, pos: Tensor, kee
 def bare_product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The floor: ``F.linear`` with bias on patches that are ready. No pixel is read and no position added."""
     return nnf.linear(rows, weight.flatten(1), bias)
+
+
+def onednn_product(device: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """``F.linear`` by oneDNN, without gradient; None where PyTorch has no such call, or off the CPU.
+
+    ``torch.mm`` goes to MKL, which may hold back on other makers' CPUs. Convolutions go to oneDNN, which does
+    not.
+    """
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if device == "cpu" else None
+    return found and (lambda rows, matrix, bias: found(rows, matrix, bias, "none", [], ""))
 
 
 def _tubelets(video: Tensor, kernel: tuple[int, int, int]) -> Tensor:

@@ -51,9 +51,7 @@ def vivit(config: ViViTConfig) -> nn.Module:
     """``VivitModel``: a class token more than ours has."""
     from transformers import VivitConfig, VivitModel
 
-    return VivitModel(
-        VivitConfig(**_sizes(config), tubelet_size=list(config.tubelet)), add_pooling_layer=False
-    )
+    return VivitModel(VivitConfig(**_sizes(config), tubelet_size=list(config.tubelet)), add_pooling_layer=False)
 
 
 def pixels(video: Tensor) -> Tensor:
@@ -74,9 +72,7 @@ def copy_weights(theirs: nn.Module, ours: ViViT) -> None:
     ours.embed.pos.copy_(theirs.embeddings.position_embeddings[0])
     for layer, block in zip(theirs.encoder.layer, ours.blocks, strict=True):
         attention = layer.attention.attention
-        block.attn.qkv.weight.copy_(
-            torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
-        )
+        block.attn.qkv.weight.copy_(torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]))
         # Their keys have no bias. Nor does a softmax feel one.
         none = torch.zeros_like(attention.query.bias)
         block.attn.qkv.bias.copy_(torch.cat([attention.query.bias, none, attention.value.bias]))

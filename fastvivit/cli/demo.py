@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -32,14 +33,14 @@ class Demo:
         videos: a folder of your own clips to search, too.
         seed: of the videos and the models.
         clips: training clips; there are a quarter as many held-out ones, at most 256.
-        steps: training steps of each model.
+        steps: training steps of the video-first model; the other one takes half of them, of twice the tokens.
     """
 
-    out: Path = Path("fastvivit-demo")
-    videos: Path | None = None
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("fastvivit-demo")
+    videos: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     seed: int = 0
-    clips: int = 1000
-    steps: int = 800
+    clips: int = 1600
+    steps: int = 400
 
 
 def run(arguments: list[str]) -> int:
@@ -58,12 +59,10 @@ def run(arguments: list[str]) -> int:
     trained = {}
     for number, kind in enumerate(MODELS, 1):
         print(f"{number + 1}/4  training the {kind} model: {MODELS[kind]}", flush=True)
-        config = demo_config(kind, train, heldout, steps=options.steps, seed=options.seed)
+        config = demo_config(kind, train, heldout, clips=options.clips, steps=options.steps, seed=options.seed)
         folder = fit(config, out / kind, name=kind)
         model = load_pretrained(folder / MODEL)
-        dataset = ClipDataset(
-            heldout, frames=config.model.frames, fps=config.data.fps, size=config.model.size
-        )
+        dataset = ClipDataset(heldout, frames=config.model.frames, fps=config.data.fps, size=config.model.size)
         trained[kind] = Trained(
             model=model,
             config=config,

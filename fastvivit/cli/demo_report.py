@@ -34,6 +34,11 @@ def summary(outcome: Outcome) -> str:
     shares = [motions_found(evaluation, outcome.dataset.entries) for evaluation in evaluations]
     values = "".join(f"{share:12.1f} %" for share in (*shares, MOTIONS_CHANCE))
     lines.append(f"{'best match moves as asked':<32}{values}")
+    lines.append("\nsearches over the held-out files, and what the video-first model found first:")
+    for answer in outcome.searches["video-first"]:
+        entry = outcome.dataset.entries[answer.entries[0]]
+        verdict = "motions as asked" if answer.motions[0] else "other motions"
+        lines.append(f"  {answer.query}\n    {entry.video.name}, {verdict}: {entry.captions[0]}")
     lines.append(f"\nall of it took {outcome.seconds:.0f} s")
     return "\n".join(lines)
 
@@ -72,9 +77,7 @@ def write_demo_report(out: Path, outcome: Outcome) -> Path:
 
 def _searches(page: Page, outcome: Outcome) -> None:
     page.heading("Searching the held-out files by text")
-    shares = {
-        kind: motions_found(one.evaluation, outcome.dataset.entries) for kind, one in outcome.trained.items()
-    }
+    shares = {kind: motions_found(one.evaluation, outcome.dataset.entries) for kind, one in outcome.trained.items()}
     rows = [[kind, f"{share:.1f} %"] for kind, share in shares.items()]
     page.table(
         ["over all held-out captions", "best match moves as asked"],

@@ -87,27 +87,31 @@ class Outcome:
     seconds: float
 
 
-def demo_config(kind: str, train: Path, heldout: Path, *, steps: int, seed: int) -> TrainConfig:
-    """The run of one of ``MODELS``: everything but the encoder is the same for both."""
+def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int, seed: int) -> TrainConfig:
+    """The run of one of ``MODELS``: width, depth, text tower, data and tokens in all are the same for both.
+
+    A frame-level clip has twice as many tokens (tubelets of one frame), so it takes half of the steps.
+    """
     shape = {"size": 64, "width": 128, "depth": 4, "heads": 4, "ff": 512, "pos_std": 0.2}
     if kind == "frame-level":
+        steps = max(steps // 2, 1)
         model = ViViTConfig(frames=16, tubelet=(1, 16, 16), attention="frame", **shape)
     else:
         model = ViViTConfig(frames=16, tubelet=(2, 16, 16), attention="joint", **shape)
     return TrainConfig(
         steps=steps,
         seed=seed,
-        batch_size=64,
+        batch_size=min(128, clips),
         dim=128,
         model=model,
         data=DataConfig(train=str(train), heldout=str(heldout), fps=8.0, cache=True),
-        init=InitConfig(time_std=0.5, linear_std=0.09),
+        init=InitConfig(time_std=1.0, linear_std=0.09),
         text=TextConfig(width=128, depth=2, heads=4, max_length=32),
-        optimiser=OptimiserConfig(lr=5e-4, clip=1.0),
+        optimiser=OptimiserConfig(lr=7e-4, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),
         # Frames on their own are dropped whole: the same share, and sequences of one length are faster.
         mask=MaskConfig(ratio=0.75, strategy="frame" if kind == "frame-level" else "random"),
-        run=RunConfig(log_every=100, save_every=max(steps, 1), keep_last=1),
+        run=RunConfig(log_every=50, save_every=max(steps, 1), keep_last=1),
     )
 
 

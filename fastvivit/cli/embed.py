@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -24,10 +25,10 @@ class Embed:
         batch_size: windows encoded at a time.
     """
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    model: Path
-    out: Path
-    fps: float | None = None
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH ...")]
+    model: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    fps: Annotated[float | None, tyro.conf.arg(metavar="FPS")] = None
     batch_size: int = 8
 
 

@@ -31,9 +31,7 @@ def load_model(folder: Path) -> tuple[VideoTextModel, float | None]:
     if not (folder / WEIGHTS).is_file():
         place = folder / MODEL if (folder / MODEL / WEIGHTS).is_file() else latest_checkpoint(folder)
         if place is None:
-            raise ValueError(
-                f"model: wanted a run or a model, {folder} holds neither weights nor checkpoints"
-            )
+            raise ValueError(f"model: wanted a run or a model, {folder} holds neither weights nor checkpoints")
     for run in (place.parent, place.parent.parent):
         if (run / CONFIG).is_file():
             fps = json.loads((run / CONFIG).read_text(encoding="utf-8")).get("data", {}).get("fps")
@@ -47,7 +45,5 @@ def load_model(folder: Path) -> tuple[VideoTextModel, float | None]:
 def clip_fps(given: float | None, known: float | None) -> float:
     """The rate to cut windows at. Raises ``ValueError`` where neither the user nor the run says it."""
     if given is None and known is None:
-        raise ValueError(
-            "fps: wanted --fps, because this model's folder does not say what it was trained with"
-        )
+        raise ValueError("fps: wanted --fps, because this model's folder does not say what it was trained with")
     return given if given is not None else known

@@ -76,17 +76,13 @@ CASES = (
     Case(
         op=SCATTER,
         floats=lambda g: [_normal(g, 4, 24), _normal(g, 24)],
-        call=lambda f, backend: [
-            F.scatter_tokens(f[0], _on(f[0], [5, 0, 8, 3]), 10, fill=f[1], backend=backend)
-        ],
+        call=lambda f, backend: [F.scatter_tokens(f[0], _on(f[0], [5, 0, 8, 3]), 10, fill=f[1], backend=backend)],
         asked=lambda floats: (floats[0],),
     ),
     Case(
         op=SEGMENT,
         floats=lambda g: [_normal(g, 7, 24)],
-        call=lambda f, backend: [
-            F.segment_mean(f[0], _on(f[0], [0, 0, 3, 1, 3, 3, 0]), 5, backend=backend)[0]
-        ],
+        call=lambda f, backend: [F.segment_mean(f[0], _on(f[0], [0, 0, 3, 1, 3, 3, 0]), 5, backend=backend)[0]],
         asked=lambda floats: (floats[0],),
     ),
     Case(

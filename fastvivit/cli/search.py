@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -28,20 +29,18 @@ class Search:
         json: print a JSON list.
     """
 
-    query: tyro.conf.Positional[str]
-    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
-    model: Path
-    index: Path | None = None
+    query: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUERY")]
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH ...")] = ()
+    model: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    index: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     top: int = 5
-    fps: float | None = None
+    fps: Annotated[float | None, tyro.conf.arg(metavar="FPS")] = None
     json: bool = False
 
 
 def run(arguments: list[str]) -> int:
     """Search, and print the matches, best first."""
-    options = tyro.cli(
-        Search, prog="fastvivit search", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = tyro.cli(Search, prog="fastvivit search", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     if bool(options.paths) == (options.index is not None):
         raise ValueError("wanted either video files (or folders) or --index, got " + _got(options))
     if options.top < 1:
@@ -52,9 +51,7 @@ def run(arguments: list[str]) -> int:
     if options.index is not None:
         index = load_index(options.index)
         if index.model != fingerprint(model):
-            raise ValueError(
-                f"index: wanted vectors of the model in {options.model}, {options.index} is another's"
-            )
+            raise ValueError(f"index: wanted vectors of the model in {options.model}, {options.index} is another's")
     else:
         index = _embed(options, model, known)
     with torch.no_grad():

@@ -56,9 +56,7 @@ def run(arguments: list[str]) -> int:
         print(f"{row.op:<18}{row.backend:<11}{row.device:<8}{row.dtype:<10}{share:<17}{result}{note}")
     misses = sum(row.missed for row in rows)
     ran = sum(row.share is not None for row in rows)
-    print(
-        f"\n{ran} checks ran, {misses} missed" if misses else f"\nall {ran} checks that can run here passed"
-    )
+    print(f"\n{ran} checks ran, {misses} missed" if misses else f"\nall {ran} checks that can run here passed")
     return 1 if misses else 0
 
 

@@ -23,10 +23,10 @@ class Train:
         override: a change to the config, such as optimiser.lr=1e-4; may be given several times.
     """
 
-    config: tyro.conf.Positional[Path]
-    out: Path | None = None
+    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     resume: bool = False
-    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="A.B=C")] = ()
 
 
 def run(arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import fastvivit.functional as F
+from fastvivit.modules.linear import Linear
 from fastvivit.tokens import Grouping
 
 
@@ -14,8 +15,17 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for each of the four square matrices, as ViT's own code has it: right at any width."""
+        for matrix in (*self.qkv.weight.chunk(3), self.proj.weight):
+            nn.init.xavier_uniform_(matrix)
+        for linear in (self.qkv, self.proj):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, group: Grouping) -> Tensor:
         """X (M, D) in the order of ``group`` → (M, D)."""

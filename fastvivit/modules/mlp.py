@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastvivit.modules.linear import Linear
+
 
 class QuickGELU(nn.Module):
     """``x · sigmoid(1.702 x)``: OpenAI CLIP's activation."""
@@ -25,9 +27,16 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, ff: int, act: str = "gelu") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, ff)
+        self.fc1 = Linear(width, ff)
         self.act = ACTIVATIONS[act]()
-        self.fc2 = nn.Linear(ff, width)
+        self.fc2 = Linear(ff, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier, as ViT's own code has it: right at any width."""
+        for linear in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, D) → (M, D)."""

@@ -47,9 +47,7 @@ class EncoderOutput:
     def last_hidden_state(self) -> Tensor:
         """(B, K, D). Raises ``ValueError`` where clips kept different numbers of tokens."""
         if len(set(self.counts)) != 1:
-            raise ValueError(
-                f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens"
-            )
+            raise ValueError(f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens")
         return self.tokens.view(len(self.counts), self.counts[0], -1)
 
 
@@ -80,11 +78,6 @@ class ViViT(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(config.width, config.eps)
         self.checkpointing = False
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     @property
     def num_features(self) -> int:
@@ -208,9 +201,7 @@ class _Clips:
             self.embedder, self.device = model.embed, video[0].device
         else:
             if video.dim() not in (4, 5) or video.shape[0] == 0:
-                raise ValueError(
-                    f"video: wanted (B, C, T, H, W) or (B, C, H, W) with B > 0, got {tuple(video.shape)}"
-                )
+                raise ValueError(f"video: wanted (B, C, T, H, W) or (B, C, H, W) with B > 0, got {tuple(video.shape)}")
             still = video.dim() == 4
             if still and model.image is None:
                 raise ValueError(
@@ -237,9 +228,7 @@ class _Clips:
         """Ids to keep: (B, K), or a list for a list."""
         options = {"generator": generator, "strategy": strategy, "device": self.device}
         if not self.listed:
-            return F.random_keep(
-                len(self.grids), prod(self.grids[0]), mask_ratio, grid=self.grids[0], **options
-            )
+            return F.random_keep(len(self.grids), prod(self.grids[0]), mask_ratio, grid=self.grids[0], **options)
         return [F.random_keep(1, prod(grid), mask_ratio, grid=grid, **options)[0] for grid in self.grids]
 
     def embed(self, keep: Keep) -> tuple[Tensor, Tokens]:
@@ -276,9 +265,7 @@ class _Clips:
             clips = self.video if not self.listed else torch.stack([self.video[i] for i in members])
             ids = None
             if keep is not None:
-                ids = torch.cat(
-                    [checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)]
-                )
+                ids = torch.cat([checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)])
             parts.append(self.embedder(clips, ids, grid).reshape(-1, self.model.num_features))
             came += members
             lengths |= {i: total if keep is None else keep[i].shape[0] for i in members}

@@ -89,9 +89,7 @@ def local_tower(config: TextConfig) -> TextTower:
 
     folder = Path(config.folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"text.folder: wanted a folder with a transformers model (config.json), got {str(folder)!r}"
-        )
+        raise ValueError(f"text.folder: wanted a folder with a transformers model (config.json), got {str(folder)!r}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

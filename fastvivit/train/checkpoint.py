@@ -74,9 +74,7 @@ def save_checkpoint(
     try:
         write_pretrained(model, scratch)
         tensors = optimiser_tensors(model, optimiser) | _random_states()
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS
-        )
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps({"format": _FORMAT, "step": step} | state, indent=2) + "\n")
         flush(scratch)
         scratch.rename(target)

@@ -219,8 +219,7 @@ class TrainConfig:
         _at_least("", self, 0, "seed")
         if self.schedule.warmup >= self.steps:
             raise ValueError(
-                f"schedule.warmup: wanted fewer than the {self.steps} steps of the run, "
-                f"got {self.schedule.warmup}"
+                f"schedule.warmup: wanted fewer than the {self.steps} steps of the run, got {self.schedule.warmup}"
             )
         if self.model.pool is None:
             raise ValueError("model.pool: wanted an encoder that pools, got None")

@@ -43,9 +43,7 @@ def encode_clips(
     device = model.logit_scale.device
     loader = DataLoader(
         dataset,
-        batch_sampler=EpochSampler(
-            len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False
-        ),
+        batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
         collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the training's random numbers
@@ -91,9 +89,7 @@ def evaluate(model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, wo
     first = {place: caption for caption, place in reversed(list(enumerate(owners)))}
     place_of = {entry: place for place, entry in enumerate(entries)}
     twins = dataset.twin_indices()
-    pairs = [
-        (place, place_of[twins[entry]]) for place, entry in enumerate(entries) if twins[entry] in place_of
-    ]
+    pairs = [(place, place_of[twins[entry]]) for place, entry in enumerate(entries) if twins[entry] in place_of]
     if pairs:
         right = [bool(similarity[first[own], own] > similarity[first[twin], own]) for own, twin in pairs]
         scores["twin"], chance["twin"] = 100.0 * sum(right) / len(right), 50.0

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 import fastvivit
 from fastvivit.data import ClipDataset, EpochSampler, collate
 from fastvivit.data.dataset import Failure
+from fastvivit.modules.dual import VideoTextModel
 from fastvivit.pretrained import save_pretrained
 from fastvivit.train.build import build_model
 from fastvivit.train.checkpoint import (
@@ -68,17 +70,17 @@ def fit(
     """
     out = Path(out)
     device = choose_device(config)
-    checkpoint = _prepare(config, out, resume)
     dataset, heldout = _datasets(config)
     sampler = _sampler(config, dataset)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
-        model = build_model(config, (caption for entry in dataset.entries for caption in entry.captions)).to(
-            device
-        )
+        captions = [caption for entry in dataset.entries for caption in entry.captions]
+        model = build_model(config, captions).to(device)
         optimiser = make_optimiser(model, config.optimiser)
+        # Only now: a mistake in the config leaves no folder behind that would have to be resumed.
+        checkpoint = _prepare(config, out, resume)
         step, broken = 0, {}
         if checkpoint is not None:
             state = read_state(checkpoint)
@@ -94,7 +96,19 @@ def fit(
             quiet=quiet,
             name=name,
         )
-        run = _Run(config, out, device, dataset, heldout, sampler, model, optimiser, journal, step, broken)
+        run = _Run(
+            config=config,
+            out=out,
+            device=device,
+            dataset=dataset,
+            heldout=heldout,
+            sampler=sampler,
+            model=model,
+            optimiser=optimiser,
+            journal=journal,
+            step=step,
+            broken=broken,
+        )
         try:
             evaluation = run.loop()
         finally:
@@ -106,63 +120,66 @@ def fit(
     return out
 
 
+@dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run."""
+    """The moving parts of a run; ``broken`` holds the files that could not be read, by their entry."""
 
-    def __init__(
-        self, config, out, device, dataset, heldout, sampler, model, optimiser, journal, step, broken
-    ) -> None:
-        self.config, self.out, self.device = config, out, device
-        self.dataset, self.heldout, self.sampler = dataset, heldout, sampler
-        self.model, self.optimiser, self.journal = model, optimiser, journal
-        self.step, self.broken = step, broken
+    config: TrainConfig
+    out: Path
+    device: torch.device
+    dataset: ClipDataset
+    heldout: ClipDataset | None
+    sampler: EpochSampler
+    model: VideoTextModel
+    optimiser: torch.optim.Optimizer
+    journal: Journal
+    step: int
+    broken: dict[int, Failure]
 
     def loop(self) -> Evaluation | None:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
-        config, evaluation = self.config, None
-        loader = _loader(config, self.dataset, self.sampler, self.device)
+        evaluation = None
+        loader = _loader(self.config, self.dataset, self.sampler, self.device)
         with _interrupts() as interrupted:
-            while self.step < config.steps:
+            while self.step < self.config.steps:
                 self.dataset.set_epoch(self.sampler.epoch)
                 began = time.monotonic()
                 for batch in loader:
-                    self._note_broken(batch["failures"])
-                    values = train_step(self.model, self.optimiser, batch, self.step, config, self.device)
-                    epoch = self.sampler.epoch
-                    self.sampler.advance()
-                    self.step += 1
-                    seconds = time.monotonic() - began
-                    last = self.step == config.steps
-                    row: dict[str, Any] = {
-                        "step": self.step,
-                        "epoch": epoch,
-                        **values,
-                        "broken": len(self.broken),
-                    }
-                    row |= {"seconds": seconds, "clips_per_second": len(batch["caption"]) / seconds}
-                    every = config.run.eval_every
-                    if self.heldout is not None and (last or (every and self.step % every == 0)):
-                        evaluation = evaluate(
-                            self.model,
-                            self.heldout,
-                            batch_size=config.batch_size,
-                            workers=config.data.workers,
-                        )
-                        row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
-                    self.journal.step(row)
-                    if last or interrupted or self.step % config.run.save_every == 0:
+                    evaluation = self._take(batch, began)
+                    last = self.step == self.config.steps
+                    if last or interrupted or self.step % self.config.run.save_every == 0:
                         self._save()
-                    if interrupted and not last:
+                    if last:
+                        return evaluation
+                    if interrupted:
                         self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
                         raise KeyboardInterrupt
-                    if last:
-                        break
                     began = time.monotonic()
-        if evaluation is None and self.heldout is not None:  # resumed after its last step
-            evaluation = evaluate(
-                self.model, self.heldout, batch_size=config.batch_size, workers=config.data.workers
-            )
+        return self._evaluate()  # resumed after its last step
+
+    def _take(self, batch: dict[str, Any], began: float) -> Evaluation | None:
+        """One step and its line in the journal, with scores where they are due."""
+        config = self.config
+        self._note_broken(batch["failures"])
+        values = train_step(self.model, self.optimiser, batch, self.step, config, self.device)
+        row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
+        self.sampler.advance()
+        self.step += 1
+        seconds = time.monotonic() - began
+        row |= {"broken": len(self.broken), "seconds": seconds}
+        row["clips_per_second"] = len(batch["caption"]) / seconds
+        every = config.run.eval_every
+        due = self.step == config.steps or (every and self.step % every == 0)
+        evaluation = self._evaluate() if due else None
+        if evaluation is not None:
+            row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
+        self.journal.step(row)
         return evaluation
+
+    def _evaluate(self) -> Evaluation | None:
+        if self.heldout is None:
+            return None
+        return evaluate(self.model, self.heldout, batch_size=self.config.batch_size, workers=self.config.data.workers)
 
     def _note_broken(self, failures: tuple[Failure, ...]) -> None:
         self.dataset.record_failures(failures)
@@ -178,17 +195,13 @@ class _Run:
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
-        save_checkpoint(
-            self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last
-        )
+        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last)
 
 
 def choose_device(config: TrainConfig) -> torch.device:
     """The device of a run. Raises ``ValueError`` for a GPU that isn't there."""
     if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "run.device: wanted a CUDA device that torch can use, found none; 'auto' takes what there is"
-        )
+        raise ValueError("run.device: wanted a CUDA device that torch can use, found none; 'auto' takes what there is")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(automatic if config.run.device == "auto" else config.run.device)
 
@@ -205,8 +218,7 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
         changed = [name for name in fields if name != "run" and fields[name] != before.get(name)]
         if changed:
             raise ValueError(
-                f"resume: wanted the settings of the run in {out}, these tables or fields differ: "
-                f"{', '.join(changed)}"
+                f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
             )
     out.mkdir(parents=True, exist_ok=True)
     partial = out / f".{CONFIG}"
@@ -228,15 +240,12 @@ def _sampler(config: TrainConfig, dataset: ClipDataset) -> EpochSampler:
     pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
     if len(dataset) < config.batch_size:
         raise ValueError(
-            f"batch_size: wanted at most the {len(dataset)} clips of {config.data.train}, "
-            f"got {config.batch_size}"
+            f"batch_size: wanted at most the {len(dataset)} clips of {config.data.train}, got {config.batch_size}"
         )
     return EpochSampler(dataset, config.batch_size, config.seed, pair_twins=pair)
 
 
-def _loader(
-    config: TrainConfig, dataset: ClipDataset, sampler: EpochSampler, device: torch.device
-) -> DataLoader:
+def _loader(config: TrainConfig, dataset: ClipDataset, sampler: EpochSampler, device: torch.device) -> DataLoader:
     workers = config.data.workers
     return DataLoader(
         dataset,

@@ -52,9 +52,7 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     own = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
     unknown = sorted(state.keys() - set(own))
     if unknown:
-        raise ValueError(
-            f"optimiser: wanted the state of this model's trainable parameters, got also {unknown}"
-        )
+        raise ValueError(f"optimiser: wanted the state of this model's trainable parameters, got also {unknown}")
     packed = optimiser.state_dict()
     packed["state"] = {index: state[name] for index, name in enumerate(own) if name in state}
     optimiser.load_state_dict(packed)

@@ -118,9 +118,7 @@ def score_table(page: Page, evaluations: dict[str, Evaluation]) -> None:
             continue
         unit = "" if field.endswith("medr") else " %"
         values = [f"{evaluation.scores[field]:.1f}{unit}" for evaluation in evaluations.values()]
-        chance = (
-            f"{first.chance[field]:.1f} %" if field in first.chance else f"{(len(first.entries) + 1) / 2:.1f}"
-        )
+        chance = f"{first.chance[field]:.1f} %" if field in first.chance else f"{(len(first.entries) + 1) / 2:.1f}"
         rows.append([name, *values, chance])
     page.table(["score", *evaluations, "chance"], rows)
 

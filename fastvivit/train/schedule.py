@@ -24,6 +24,4 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step < warmup:
         return highest * (step + 1) / warmup
     progress = min((step - warmup) / (config.steps - warmup), 1.0)
-    return highest * (
-        config.schedule.final + (1 - config.schedule.final) * 0.5 * (1 + math.cos(math.pi * progress))
-    )
+    return highest * (config.schedule.final + (1 - config.schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -36,9 +36,7 @@ def draw_masks(seeds: Tensor, grid: Sequence[int], config: MaskConfig) -> Tensor
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(seed)
         rows.append(
-            F.random_keep(
-                1, math.prod(grid), config.ratio, generator=generator, strategy=config.strategy, grid=grid
-            )
+            F.random_keep(1, math.prod(grid), config.ratio, generator=generator, strategy=config.strategy, grid=grid)
         )
     return torch.cat(rows)
 

@@ -65,16 +65,12 @@ def _with_ours(case: Case, call) -> Case:
     def build() -> Bench:
         bench = case.build()
         contestants = {**bench.contestants, OURS: Contestant(call=call(bench.contestants[OURS].call))}
-        return Bench(
-            contestants=contestants, gate=against(bench.contestants["index_select"].call, contestants)
-        )
+        return Bench(contestants=contestants, gate=against(bench.contestants["index_select"].call, contestants))
 
     return dataclasses.replace(case, build=build)
 
 
-@pytest.mark.parametrize(
-    "family", [embed_cases, attention_cases, rows_cases, overhead_cases], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("family", [embed_cases, attention_cases, rows_cases, overhead_cases], ids=lambda f: f.__name__)
 def test_ours_and_peers_pass_the_gates(family):
     for case in family(QUICK):
         assert case.build().gate() is None, case.name
@@ -113,17 +109,10 @@ def test_a_wrong_peer_fails_too():
 
 def test_lines_hold_the_whole_schema(tmp_path, capsys):
     written = tmp_path / "lines.jsonl"
-    assert (
-        run.main(["--quick", "--device", "cpu", "--only", "embed/", "rows/scatter", "--json", str(written)])
-        == 0
-    )
+    assert run.main(["--quick", "--device", "cpu", "--only", "embed/", "rows/scatter", "--json", str(written)]) == 0
     ceilings, *cases = (json.loads(line) for line in written.read_text().splitlines())
     assert set(ceilings) == {"kind", "copy_bytes_per_s", "product_flop_per_s", *PROVENANCE}
-    assert (
-        ceilings["kind"] == "ceilings"
-        and ceilings["copy_bytes_per_s"] > 0
-        and ceilings["product_flop_per_s"] > 0
-    )
+    assert ceilings["kind"] == "ceilings" and ceilings["copy_bytes_per_s"] > 0 and ceilings["product_flop_per_s"] > 0
     assert len(cases) == 3
     for case in cases:
         assert set(case) == RECORD
@@ -236,6 +225,13 @@ def test_claims_take_the_fastest_peer_that_took_part():
     assert Claim(text="", peers=("absent",), at_least=1.0).judge(found) is None
     assert Claim(text="", under=2.0).judge(found)["met"]
     assert Claim(text="", under=2.0, minus="absent").judge(found) is None
+    assert Claim(text="", under=2.0, minus="fast").judge(found)["met"]
+
+
+def test_a_claim_is_not_judged_in_noise_beyond_it():
+    noisy = {OURS: measure.Spread((1.0, 9.0, 2.0)), "sdpa": measure.Spread((1.0, 1.0, 1.0))}
+    assert Claim(text="", under=3.0, minus="sdpa").judge(noisy)["met"] is None
+    assert Claim(text="", under=20.0, minus="sdpa").judge(noisy)["met"] is True
 
 
 def test_results_are_named_by_day_device_and_commit():

@@ -43,9 +43,7 @@ def test_selftest_finds_a_wrong_backend(call, monkeypatch):
     from fastvivit.ops.segment_mean import reference
 
     right = reference.forward
-    monkeypatch.setattr(
-        reference, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.01, right(x, *rest)[1])
-    )
+    monkeypatch.setattr(reference, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.01, right(x, *rest)[1]))
     from fastvivit import _probe
 
     if _probe.no_native() is not None:
@@ -67,9 +65,7 @@ def test_selftest_shows_a_broken_backend(call, monkeypatch):
 
 def test_train_resume_and_override(call, toml, tmp_path):
     path, out = toml(), tmp_path / "run"
-    code, text, err = call(
-        "train", path, "--out", out, "--override", "steps=4", "--override", "run.keep_last=1"
-    )
+    code, text, err = call("train", path, "--out", out, "--override", "steps=4", "--override", "run.keep_last=1")
     assert code == 0 and f"report: {out / 'report.html'}" in text and "t2v_r1" in text, err
     assert len(read_metrics(out)) == 4 and latest_checkpoint(out).name == "step-00000004"
     code, _, err = call("train", path, "--out", out)

@@ -19,9 +19,7 @@ ROOT = Path(__file__).parents[2]
 def shell(*arguments, **more):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fastvivit", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def test_help_and_version(call):
@@ -94,10 +92,7 @@ def test_verbose_shows_the_traceback(capsys):
     ],
 )
 def test_a_missing_extra_is_named(tmp_path, command, module, extra):
-    code = (
-        f"import sys; sys.modules[{module!r}] = None; from fastvivit.cli import main; "
-        f"sys.exit(main({[*command]!r}))"
-    )
+    code = f"import sys; sys.modules[{module!r}] = None; from fastvivit.cli import main; sys.exit(main({[*command]!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

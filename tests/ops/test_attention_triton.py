@@ -103,8 +103,9 @@ class Problem:
         heads = [self.grad_out.nan_to_num().to(dtype)]
         if with_lse:
             heads.append(self.grad_lse.masked_fill(dead, 0.0).to(dtype))
-        # Adding nothing of q ties lse to it where there is nothing to attend to.
-        outs = [out, lse.masked_fill(dead, 0.0) + 0 * inputs[0].sum()][: len(heads)]
+        # Adding nothing of q ties to it what has nothing to attend to.
+        nothing = 0 * inputs[0].sum()
+        outs = [out + nothing, lse.masked_fill(dead, 0.0) + nothing][: len(heads)]
         return out, lse, *torch.autograd.grad(outs, inputs, heads, materialize_grads=True)
 
     def check(self, backend, with_lse=True):
@@ -118,8 +119,8 @@ class Problem:
 
 
 LENGTHS = {
-    "blocks": ([0, 1, 127, 128, 129, 0], None),
-    "cross": ([5, 70, 0, 64, 130], [129, 3, 7, 0, 64]),
+    "blocks": ([0, 1, 128, 129], None),
+    "cross": ([5, 70, 0, 64, 127], [129, 3, 7, 0, 64]),
     "longer keys": ([3, 60, 1], [200, 61, 130]),
     "longer queries": ([150, 40], [20, 33]),
 }
@@ -135,13 +136,14 @@ def test_lengths_with_shipped_tiles(backend, poisoned, lengths, causal, dtype, d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", [8, 32, 40, 64, 80, 96, 128, 256])
 def test_head_dims(backend, poisoned, d, dtype, device):
-    Problem([33, 0, 40], [70, 3, 31], slack=3, d=d, heads=1, causal=d % 16 == 0, dtype=dtype, device=device).check(backend)
+    lengths, causal = ([33, 0, 40], [70, 3, 31]), d % 16 == 0
+    Problem(*lengths, slack=3, d=d, heads=1, causal=causal, dtype=dtype, device=device).check(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_small_tiles(backend, poisoned, small_tiles, causal, dtype, device):
-    lengths = [15, 16, 17, 31, 32, 33, 0, 1, 140], [17, 33, 1, 16, 0, 64, 5, 31, 150]
+    lengths = [16, 17, 31, 33, 0, 1, 130], [17, 33, 16, 0, 5, 31, 65]
     Problem(*lengths, slack=40, heads=1, d=32, causal=causal, dtype=dtype, device=device).check(backend)
 
 
@@ -156,19 +158,19 @@ def test_without_gradient_of_lse(backend, poisoned, device):
     Problem([20, 7], [9, 30], slack=2, d=16, device=device).check(backend, with_lse=False)
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0])
+@pytest.mark.parametrize("scale", [0.0, -0.3, 0.6])
 @pytest.mark.parametrize("causal", [False, True])
 def test_any_scale(backend, poisoned, small_tiles, scale, causal, device):
     Problem([40, 20, 3], [37, 3, 20], d=16, scale=scale, causal=causal, device=device).check(backend)
 
 
 def test_scores_far_from_zero(backend, poisoned, small_tiles, device):
-    # lse near -200: exp(0 - lse) of a row or key past the end overflows, and must not meet anything.
+    # lse far below -88: exp(0 - lse) of a row or key past the end overflows, and must not meet anything.
     problem = Problem([37], [41], d=16, device=device)
-    problem.k = -20 * problem.q[:1].expand(41, -1, -1) + problem.k
+    problem.k = -60 * problem.q[:1].expand(41, -1, -1) + problem.k
     problem.q = problem.q[:1].expand(37, -1, -1) + 0.1 * problem.q
     out, lse = problem.forward(backend)
-    assert lse.max() < -60
+    assert lse.max() < -100
     assert all(x.isfinite().all() for x in (out, *problem.backward(backend, out, lse)))
 
 
@@ -199,7 +201,7 @@ def test_gradient_of_a_sum_has_no_strides(backend, poisoned, device):
 
 
 def test_repeats_are_bitwise_equal(backend, device):
-    problem = Problem([64, 130], slack=4, heads=4, kv_heads=2, d=32, dtype=torch.float16, device=device)
+    problem = Problem([64, 130], [70, 60], slack=4, heads=2, kv_heads=1, d=32, dtype=torch.float16, device=device)
     first, *others = [problem.check(backend) for _ in range(2 if device == "cpu" else 50)]
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -237,7 +239,7 @@ def test_bad_cu_seqlens_give_nan(backend, wrong, side, device):
 
 
 def test_schedule_is_reused(backend, poisoned, device):
-    problem = Problem([10, 300], [25, 20], slack=3, d=16, device=device)
+    problem = Problem([10, 130], [25, 20], slack=3, d=16, device=device)
     before = problem.check(backend)
     problem.schedule = varlen_schedule(*problem.cu, problem.q.shape[0], problem.k.shape[0])
     assert all(torch.equal(a, b) for a, b in zip(before, problem.check(backend), strict=True))

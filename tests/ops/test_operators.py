@@ -144,6 +144,11 @@ OPERATORS = {
             "auto",
         ),
     ),  # fmt: skip
+    "linear": ("linear", lambda: (_grad(5, 8), _grad(4, 8), _grad(4))),
+    "linear_backward": (
+        "linear_backward",
+        lambda: (torch.randn(5, 4), torch.randn(5, 8), torch.randn(4, 8), [True] * 3),
+    ),
     "checked_ids": ("checked_ids", lambda: (torch.tensor([3, 0]), 4, "keep")),
 }
 

@@ -66,9 +66,7 @@ def test_toml(tmp_path):
     )
     config = TrainConfig.from_toml(path)
     assert config.model == ViViTConfig.tiny(frames=8, mean=(0.1, 0.2, 0.3))
-    assert config.data == DataConfig(
-        train=str(tmp_path / "a/train.jsonl"), heldout="/b/heldout.jsonl", fps=2.0
-    )
+    assert config.data == DataConfig(train=str(tmp_path / "a/train.jsonl"), heldout="/b/heldout.jsonl", fps=2.0)
     assert config.schedule == ScheduleConfig(warmup=3)
     assert config.optimiser == OptimiserConfig(betas=(0.9, 0.98))
 

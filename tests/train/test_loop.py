@@ -67,9 +67,7 @@ def test_metrics(run):
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert [row["epoch"] for row in rows] == [0] * 4 + [1] * 4 + [2] * 2
-    assert all(
-        {"loss", "lr", "grad_norm", "scale", "seconds", "clips_per_second"} <= row.keys() for row in rows
-    )
+    assert all({"loss", "lr", "grad_norm", "scale", "seconds", "clips_per_second"} <= row.keys() for row in rows)
     scored = [row["step"] for row in rows if "eval_twin" in row]
     assert scored == [4, 8, 10]
     assert {"eval_t2v_r1", "eval_v2t_medr", "eval_clips"} <= rows[-1].keys()
@@ -116,9 +114,7 @@ def test_masks_depend_on_the_sample_alone():
 def test_scores_without_twins_and_with_two_captions(config, tmp_path, run):
     entries = read_manifest(config.data.heldout)
     plain = [type(e)(video=e.video, captions=(*e.captions, "another one")) for e in entries[:4]]
-    found = evaluate(
-        fv.load_pretrained(run / "model"), ClipDataset(plain, frames=8, fps=8.0, size=32), batch_size=3
-    )
+    found = evaluate(fv.load_pretrained(run / "model"), ClipDataset(plain, frames=8, fps=8.0, size=32), batch_size=3)
     assert "twin" not in found.scores and found.similarity.shape == (8, 4)
     assert found.owners == [0, 0, 1, 1, 2, 2, 3, 3] and found.chance["t2v_r1"] == 25.0
 
@@ -206,6 +202,7 @@ def test_a_bar_on_a_terminal(config, tmp_path, monkeypatch, capsys):
 def test_refusals(config, tmp_path, change, changes, words):
     with pytest.raises(ValueError, match=words):
         fit(change(config, **changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_gpu_is_said(config, tmp_path, change):

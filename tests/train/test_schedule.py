@@ -74,6 +74,4 @@ def test_time_offsets_are_shared_by_the_places_of_a_slot(config):
 
 def test_linear_std(config):
     encoder = build_encoder(config.model, InitConfig(linear_std=0.2))
-    assert (
-        0.17 < encoder.blocks[0].mlp.state_dict()[next(iter(encoder.blocks[0].mlp.state_dict()))].std() < 0.21
-    )
+    assert 0.17 < encoder.blocks[0].mlp.state_dict()[next(iter(encoder.blocks[0].mlp.state_dict()))].std() < 0.21

@@ -20,10 +20,6 @@ def backward(grad: Tensor, ids: Tensor, rows: int) -> Tensor:
     inside = (ids >= 0) & (ids < rows)
     slot = torch.where(inside, ids, rows)
     order = slot.argsort(stable=True)
-    lengths = torch.zeros(rows + 1, dtype=torch.int64, device=ids.device).scatter_add_(
-        0, slot, torch.ones_like(slot)
-    )
-    sums = torch.segment_reduce(
-        grad[order].to(wide), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0
-    )
+    lengths = torch.zeros(rows + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, slot, torch.ones_like(slot))
+    sums = torch.segment_reduce(grad[order].to(wide), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
     return sums[:rows].to(grad.dtype)

@@ -8,9 +8,7 @@ from fastvivit._checks import require_ids, require_tensor
 from fastvivit.ops.scatter_tokens.op import OP, SCATTER
 
 
-def scatter_tokens(
-    x: Tensor, index: Tensor, size: int, *, fill: Tensor | None = None, backend: str = "auto"
-) -> Tensor:
+def scatter_tokens(x: Tensor, index: Tensor, size: int, *, fill: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Put rows at their places: ``out[index[m]] = x[m]``, and ``fill`` (else 0) wherever nobody points.
 
     The inverse of ``gather_tokens``; with ``fill`` a learned mask token it is a decoder's input. One pass:
@@ -35,9 +33,7 @@ def scatter_tokens(
     require_tensor("x", x, (2, 3))
     require_ids("index", index, (x.dim() - 1,), x)
     if index.shape != x.shape[:-1]:
-        raise ValueError(
-            f"index: wanted shape {tuple(x.shape[:-1])} like the rows of x, got {tuple(index.shape)}"
-        )
+        raise ValueError(f"index: wanted shape {tuple(x.shape[:-1])} like the rows of x, got {tuple(index.shape)}")
     if size < 0:
         raise ValueError(f"size: wanted 0 or more rows, got {size}")
     if fill is not None:

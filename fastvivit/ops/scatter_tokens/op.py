@@ -46,9 +46,7 @@ def _forward(x: Tensor, index: Tensor, size: int, fill: Tensor | None, backend: 
 def _backward(grad: Tensor, index: Tensor, needs_fill: bool, backend: str) -> tuple[Tensor, Tensor]:
     implementation = OP.choose(backend, grad.device.type, grad)
     ids = flat_ids("index", index, _batch(index), grad.shape[-2], distinct=True)
-    grad_x, grad_fill = implementation.backward(
-        grad if grad.dim() == 2 else grad.flatten(0, 1), ids, needs_fill
-    )
+    grad_x, grad_fill = implementation.backward(grad if grad.dim() == 2 else grad.flatten(0, 1), ids, needs_fill)
     return grad_x.view(*index.shape, grad.shape[-1]), grad_fill if needs_fill else grad.new_empty(0)
 
 

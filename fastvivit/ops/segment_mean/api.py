@@ -8,9 +8,7 @@ from fastvivit._checks import require_ids, require_tensor
 from fastvivit.ops.segment_mean.op import OP, SEGMENT_MEAN
 
 
-def segment_mean(
-    x: Tensor, segment: Tensor, num_segments: int, *, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def segment_mean(x: Tensor, segment: Tensor, num_segments: int, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Average the rows of each segment: ``mean[s] = (1 / count[s]) · sum of x[m] over segment[m] == s``.
 
     Sums run in float32 (float64 for float64) in the order of the rows, with no atomics: bitwise repeatable.
@@ -34,9 +32,7 @@ def segment_mean(
     require_tensor("x", x, (2,))
     require_ids("segment", segment, (1,), x)
     if segment.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"segment: wanted {x.shape[0]} ids like the rows of x, got shape {tuple(segment.shape)}"
-        )
+        raise ValueError(f"segment: wanted {x.shape[0]} ids like the rows of x, got shape {tuple(segment.shape)}")
     if num_segments < 0:
         raise ValueError(f"num_segments: wanted 0 or more, got {num_segments}")
     if backend != "auto":

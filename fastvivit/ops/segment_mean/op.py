@@ -40,9 +40,7 @@ def _forward(x: Tensor, segment: Tensor, num_segments: int, backend: str) -> tup
 
 def _backward(grad: Tensor, segment: Tensor, count: Tensor, backend: str) -> Tensor:
     implementation = OP.choose(backend, grad.device.type, grad)
-    return implementation.backward(
-        grad, flat_ids("segment", segment, 1, grad.shape[0], distinct=False), count
-    )
+    return implementation.backward(grad, flat_ids("segment", segment, 1, grad.shape[0], distinct=False), count)
 
 
 SEGMENT_MEAN = define(

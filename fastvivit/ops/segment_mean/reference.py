@@ -11,9 +11,7 @@ def forward(x: Tensor, ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     inside = (ids >= 0) & (ids < segments)
     slot = torch.where(inside, ids, segments)
-    count = torch.zeros(segments + 1, dtype=torch.int64, device=x.device).scatter_add_(
-        0, slot, torch.ones_like(slot)
-    )
+    count = torch.zeros(segments + 1, dtype=torch.int64, device=x.device).scatter_add_(0, slot, torch.ones_like(slot))
     # A stable sort brings a segment's rows together, so the order of its sum is fixed on every device.
     rows = x[slot.argsort(stable=True)].to(wide)
     sums = torch.segment_reduce(rows, "sum", lengths=count, axis=0, unsafe=True, initial=0.0)[:segments]

@@ -70,9 +70,7 @@ def tubelet_embed(
     require_tensor("weight", weight, (dims,), FLOATING, video)
     spatial = dims - 2
     if weight.shape[1] != video.shape[1]:
-        raise ValueError(
-            f"weight: wanted {video.shape[1]} channels like video, got shape {tuple(weight.shape)}"
-        )
+        raise ValueError(f"weight: wanted {video.shape[1]} channels like video, got shape {tuple(weight.shape)}")
     stride = tuple(weight.shape[2:]) if stride is None else _numbers("stride", stride, spatial, 1)
     offset = _NO_OFFSET[-spatial:] if offset is _NO_OFFSET else _numbers("offset", offset, spatial, 0)
     if dims == 4:
@@ -83,9 +81,7 @@ def tubelet_embed(
     tokens, width = t * h * w, weight.shape[0]
     if tokens == 0:
         need = tuple(k + o for k, o in zip(weight.shape[2:], offset, strict=True))
-        raise ValueError(
-            f"video: wanted at least (T, H, W) = {need} for one tubelet, got {tuple(video.shape[2:])}"
-        )
+        raise ValueError(f"video: wanted at least (T, H, W) = {need} for one tubelet, got {tuple(video.shape[2:])}")
     if bias is not None:
         require_tensor("bias", bias, (1,), (weight.dtype,), video)
         if bias.shape[0] != width:
@@ -93,9 +89,7 @@ def tubelet_embed(
     if pos is not None:
         require_tensor("pos", pos, (2,), FLOATING, video)
         if pos.shape[0] != tokens or pos.shape[1] != width:
-            raise ValueError(
-                f"pos: wanted shape ({tokens}, {width}) for a grid of {(t, h, w)}, got {tuple(pos.shape)}"
-            )
+            raise ValueError(f"pos: wanted shape ({tokens}, {width}) for a grid of {(t, h, w)}, got {tuple(pos.shape)}")
     if keep is not None:
         require_tensor("keep", keep, (1, 2), (torch.int64,), video)
         if keep.dim() == 2 and keep.shape[0] != video.shape[0]:

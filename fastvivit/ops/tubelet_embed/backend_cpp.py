@@ -1,7 +1,7 @@
-"""tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp) around torch's matrix product.
+"""tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp) around a matrix product.
 
-The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache;
-bias and position are laid out first, so that the product adds to them and no further pass is needed.
+The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache; bias and
+position are laid out as what the product is added to, so that no further pass is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvivit import _native
+from fastvivit.ops._product import product, product_plus
 from fastvivit.ops._rows_native import segment_sum
 from fastvivit.ops.tubelet_embed.geometry import Geometry
 
@@ -57,6 +58,15 @@ class _Patches:
             lib.fv_patches(byref(self.tubelets), ids, first, rows, self.geometry.clips, buffer.data_ptr())
             yield slice(first, first + rows), buffer[:rows]
 
+    def base(self, rows: slice, bias: Tensor | None, pos: Tensor) -> Tensor:
+        """``bias + pos`` of the tokens of some rows (rows, D): what the product is added to."""
+        out = torch.empty(rows.stop - rows.start, pos.shape[1])
+        _native.load().fv_embed_rows(
+            None if bias is None else bias.data_ptr(), pos.data_ptr(), pos.shape[1], self.geometry.tokens,
+            None if self.ids is None else self.ids.data_ptr(), rows.start, out.shape[0], pos.shape[1], out.data_ptr(),
+        )  # fmt: skip
+        return out
+
     def add_gradient(self, grad_patches: Tensor) -> None:
         """Add gradients of all patches (rows, C·t·h·w) to ``video``, where their pixels came from."""
         ids = None if self.ids is None else self.ids.data_ptr()
@@ -80,20 +90,22 @@ def forward(
     precision: str,
 ) -> Tensor:
     """Rows (M, D) of the kept tubelets in the dtype of ``weight``, computed in float32."""
-    patches = _Patches(video, ids, geometry)
-    width = weight.shape[0]
-    matrix = _matrix(weight).t()
-    out = torch.empty(patches.rows, width)
-    base = bias is not None or pos is not None
-    if base:
-        bias = bias if bias is None else bias.float().contiguous()
-        pos = pos if pos is None else pos.float().contiguous()
-        _native.load().fv_embed_rows(
-            None if bias is None else bias.data_ptr(), None if pos is None else pos.data_ptr(), width,
-            geometry.tokens, None if ids is None else ids.data_ptr(), 0, patches.rows, width, out.data_ptr(),
-        )  # fmt: skip
+    patches, matrix = _Patches(video, ids, geometry), _matrix(weight)
+    bias, pos = (t if t is None else t.float().contiguous() for t in (bias, pos))
+    out = None
     for rows, block in patches.blocks():
-        out[rows].addmm_(block, matrix, beta=int(base))
+        if pos is None:
+            found = product(block, matrix, bias)
+        else:
+            found = product_plus(block, matrix, patches.base(rows, bias, pos))
+        if block.shape[0] == patches.rows:
+            out = found
+            break
+        if out is None:
+            out = torch.empty(patches.rows, weight.shape[0])
+        out[rows] = found
+    if out is None:
+        out = torch.empty(0, weight.shape[0])
     return out if weight.dtype == torch.float32 else out.to(weight.dtype)
 
 
@@ -112,19 +124,19 @@ def backward(
     grad32 = grad.float()
     if needs_video:
         found = torch.zeros(video.shape)
-        _Patches(found, ids, geometry).add_gradient(grad32 @ _matrix(weight))
+        _Patches(found, ids, geometry).add_gradient(product(grad32, _matrix(weight).t()))
         grad_video = found.to(video.dtype)
     if needs_weight:
         patches = _Patches(video, ids, geometry)
-        total = torch.zeros(weight.shape[0], geometry.patch)
+        total = None
         for rows, block in patches.blocks():
-            total.addmm_(grad32[rows].t(), block)
+            operands = grad32[rows].t(), block.t()
+            total = product(*operands) if total is None else product_plus(*operands, total)
+        total = torch.zeros(weight.shape[0], geometry.patch) if total is None else total
         grad_weight = total.view(weight.shape).to(weight.dtype)
     if needs_bias:
         grad_bias = grad32.sum(0).to(weight.dtype)
     if needs_pos:
         places = torch.arange(grad.shape[0]) if ids is None else ids
-        grad_pos = segment_sum(grad32.contiguous(), places % geometry.tokens, geometry.tokens).to(
-            weight.dtype
-        )
+        grad_pos = segment_sum(grad32.contiguous(), places % geometry.tokens, geometry.tokens).to(weight.dtype)
     return grad_video, grad_weight, grad_bias, grad_pos

@@ -48,9 +48,7 @@ class Geometry:
         object.__setattr__(self, "patch", self.channels * prod(self.kernel))
 
 
-def grid_of(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], offset: Sequence[int]
-) -> Size3:
+def grid_of(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], offset: Sequence[int]) -> Size3:
     """Tubelets that fit along each axis, floored as conv3d does; 0 where none fits."""
     (t, h, w), (kt, kh, kw), (st, sh, sw), (ot, oh, ow) = size, kernel, stride, offset
     return (max((t - ot - kt) // st + 1, 0), max((h - oh - kh) // sh + 1, 0), max((w - ow - kw) // sw + 1, 0))

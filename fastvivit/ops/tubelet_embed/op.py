@@ -92,9 +92,7 @@ def _fake_backward(grad, video, weight, keep, mean, std, stride, offset, precisi
     )
 
 
-def _flops(
-    video, weight, bias, pos, keep, mean, std, stride, offset, *_args, out_shape=None, **_kwargs
-) -> int:
+def _flops(video, weight, bias, pos, keep, mean, std, stride, offset, *_args, out_shape=None, **_kwargs) -> int:
     clips, channels, *size = video
     t, h, w = grid_of(size, weight[2:], stride, offset)
     rows = clips * t * h * w
@@ -103,9 +101,7 @@ def _flops(
     return 2 * rows * weight[0] * channels * weight[2] * weight[3] * weight[4]
 
 
-def _flops_backward(
-    grad, video, weight, keep, mean, std, stride, offset, precision, needs, *_args, **_kwargs
-) -> int:
+def _flops_backward(grad, video, weight, keep, mean, std, stride, offset, precision, needs, *_args, **_kwargs) -> int:
     one = 2 * torch.Size(grad).numel() * torch.Size(weight[1:]).numel()
     return one * (bool(needs[0]) + bool(needs[1]))
 

@@ -85,9 +85,7 @@ def varlen_attention(
         require_tensor("cu_seqlens_k", cu_seqlens_k, (1,), (torch.int32,), q)
         if cu_seqlens_k.shape != cu_seqlens_q.shape:
             wanted = tuple(cu_seqlens_q.shape)
-            raise ValueError(
-                f"cu_seqlens_k: wanted shape {wanted} like cu_seqlens_q, got {tuple(cu_seqlens_k.shape)}"
-            )
+            raise ValueError(f"cu_seqlens_k: wanted shape {wanted} like cu_seqlens_q, got {tuple(cu_seqlens_k.shape)}")
     if cu_seqlens_q.shape[0] == 0:
         raise ValueError("cu_seqlens_q: wanted at least one value (0), got shape (0,)")
     if schedule is not None:

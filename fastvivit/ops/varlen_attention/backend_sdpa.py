@@ -42,9 +42,7 @@ def forward(
     for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
         o, s = _flash(*run.views(q, k, v), 0.0, run.square, attn_mask=run.mask(q), scale=softmax_scale)
         if run.covers(rows):
-            return o.transpose(1, 2).reshape(q.shape), s.float().transpose(0, 1).reshape(
-                heads, rows
-            ).contiguous()
+            return o.transpose(1, 2).reshape(q.shape), s.float().transpose(0, 1).reshape(heads, rows).contiguous()
         if out is None:
             out = q.new_zeros(q.shape)
             lse = q.new_full((heads, rows), float("-inf"), dtype=torch.float32)
@@ -77,33 +75,37 @@ def backward(
     if q.device.type != "cpu":
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         with recording_gradients():
-            again = _padded(
-                *inputs, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal
-            )
+            again = _padded(*inputs, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
         return torch.autograd.grad(again, inputs, grad_out)
     kv_heads = k.shape[1]
     k, v = _per_query_head(k, q), _per_query_head(v, q)
-    grad_q, grad_k, grad_v = (torch.zeros(t.shape, dtype=t.dtype) for t in (q, k, v))
+    grads = None
     for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
-        views, mask = run.views(q, k, v), run.mask(q)
-        do, o = (run.queries(t).transpose(1, 2) for t in (grad_out, out))
-        stats = (
-            run.queries(lse.T).transpose(1, 2).contiguous().to(torch.promote_types(q.dtype, torch.float32))
-        )
-        rest = (0.0, run.square)
-        dq, dk, dv = _flash_backward(do, *views, o, stats, *rest, attn_mask=mask, scale=softmax_scale)
-        if grad_lse is not None:
-            dq_lse, dk_lse = _through_lse(run, grad_lse, views, stats, mask, softmax_scale)
-            dq, dk = dq + dq_lse, dk + dk_lse
-        run.queries(grad_q).copy_(dq.transpose(1, 2))
-        run.keys(grad_k).copy_(dk.transpose(1, 2))
-        run.keys(grad_v).copy_(dv.transpose(1, 2))
+        found = _backward_of_run(run, grad_out, grad_lse, q, k, v, out, lse, softmax_scale)
+        if run.covers(q.shape[0]) and run.count * run.len_k == k.shape[0]:
+            grads = [g.transpose(1, 2).reshape(t.shape) for g, t in zip(found, (q, k, v), strict=True)]
+            break
+        if grads is None:
+            grads = [t.new_zeros(t.shape) for t in (q, k, v)]
+        for rows, grad, part in zip((run.queries, run.keys, run.keys), grads, found, strict=True):
+            rows(grad).copy_(part.transpose(1, 2))
+    grad_q, grad_k, grad_v = grads or [t.new_zeros(t.shape) for t in (q, k, v)]
     return grad_q, _sum_groups(grad_k, kv_heads), _sum_groups(grad_v, kv_heads)
 
 
-def _through_lse(
-    run: _Run, grad_lse: Tensor, views, stats: Tensor, mask, scale: float
-) -> tuple[Tensor, Tensor]:
+def _backward_of_run(run: _Run, grad_out, grad_lse, q, k, v, out, lse, scale: float) -> list[Tensor]:
+    """Gradients of one run's queries, keys and values, each (count, H, L, d)."""
+    views, mask = run.views(q, k, v), run.mask(q)
+    do, o = (run.queries(t).transpose(1, 2) for t in (grad_out, out))
+    stats = run.queries(lse.T).transpose(1, 2).contiguous().to(torch.promote_types(q.dtype, torch.float32))
+    dq, dk, dv = _flash_backward(do, *views, o, stats, 0.0, run.square, attn_mask=mask, scale=scale)
+    if grad_lse is not None:
+        dq_lse, dk_lse = _through_lse(run, grad_lse, views, stats, mask, scale)
+        dq, dk = dq + dq_lse, dk + dk_lse
+    return [dq, dk, dv]
+
+
+def _through_lse(run: _Run, grad_lse: Tensor, views, stats: Tensor, mask, scale: float) -> tuple[Tensor, Tensor]:
     """What a gradient of lse adds to those of q and k: ``scale · g · P k`` and ``scale · Pᵀ (g · q)``.
 
     Both are products with the attention weights P that the fused kernels already make: P k is attention with
@@ -163,8 +165,16 @@ def _cut(t: Tensor, first: int, count: int, length: int) -> Tensor:
 
 def _runs(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: bool) -> Iterator[_Run]:
     """Runs of neighbours with equal lengths, those with something to compute."""
+    same = cu_seqlens_k is cu_seqlens_q
+    if cu_seqlens_q.shape[0] > 16:
+        # Many sequences are mostly equal ones: frames, places. Then no list of them is needed.
+        steps = [int(v) for cu in (cu_seqlens_q, cu_seqlens_k)[: 2 - same] for v in cu.diff().aminmax()] * (1 + same)
+        if steps[0] == steps[1] and steps[2] == steps[3]:
+            if steps[0] and steps[2]:
+                yield _Run(0, 0, cu_seqlens_q.shape[0] - 1, steps[0], steps[2], causal)
+            return
     cu_q = cu_seqlens_q.tolist()
-    cu_k = cu_q if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k.tolist()
+    cu_k = cu_q if same else cu_seqlens_k.tolist()
     start, total = 0, len(cu_q) - 1
     while start < total:
         len_q, len_k = cu_q[start + 1] - cu_q[start], cu_k[start + 1] - cu_k[start]
@@ -195,9 +205,7 @@ def _slots(cu_seqlens: Tensor, longest: int, rows: int) -> tuple[Tensor, Tensor,
     return (start.unsqueeze(1) + place).clamp(0, max(rows - 1, 0)), real, length
 
 
-def _padded(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: float, causal: bool
-) -> Tensor:
+def _padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q: int, max_k: int, scale: float, causal: bool) -> Tensor:
     """Padded, masked SDPA that never waits for the device: (Mq, H, d). Too small a maximum gives NaN."""
     rows, sequences = q.shape[0], cu_seqlens_q.shape[0] - 1
     if rows == 0 or sequences == 0 or max_q == 0 or max_k == 0:

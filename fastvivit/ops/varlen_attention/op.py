@@ -28,11 +28,7 @@ def _refuses_sdpa(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> st
 
 
 def _refuses_reference(q: Tensor, *_args) -> str | None:
-    return (
-        None
-        if q.device.type == "cpu"
-        else f"reads cu_seqlens, which would stall {q.device}; ask for it by name"
-    )
+    return None if q.device.type == "cpu" else f"reads cu_seqlens, which would stall {q.device}; ask for it by name"
 
 
 OP = Op(
@@ -69,9 +65,7 @@ def _forward(
     implementation = OP.choose(backend, q.device.type, q, max_q, max_k, return_lse)
     if q.device.type == "cpu":
         _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, q.shape[0], k.shape[0])
-    return implementation.forward(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, precision
-    )
+    return implementation.forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, precision)
 
 
 def _backward(
@@ -122,9 +116,7 @@ BACKWARD = define(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest
-    ):
+    def forward(ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest):
         ctx.set_materialize_grads(False)
         ctx.settings = (max_q, max_k, scale, causal, rest)
         out, lse = below_autograd(

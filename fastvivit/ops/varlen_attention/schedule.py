@@ -65,11 +65,12 @@ def varlen_schedule(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, row
     starts_q, starts_k = cu_seqlens_q.long(), cu_seqlens_k.long()
     sound = _sound(starts_q, rows_q) & _sound(starts_k, rows_k)
     starts_q, starts_k = starts_q * sound, starts_k * sound
-    sizes = torch.tensor([rows_q, rows_k, sequences], dtype=torch.int64, device=starts_q.device)
+    # Filled on the device: a tensor made from a list would be copied there, and the copy would wait for it.
+    sizes = [starts_q.new_full((1,), size) for size in (rows_q, rows_k, sequences)]
     return torch.cat(
         (
             (~sound).long().view(1),
-            sizes,
+            *sizes,
             _entries(starts_q, starts_k, rows_q, backwards=True),
             _entries(starts_k, starts_q, rows_k, backwards=False),
         )

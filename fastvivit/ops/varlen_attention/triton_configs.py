@@ -1,8 +1,8 @@
 """Tile sizes of the attention kernels: literals, chosen by architecture, kind of product and padded head dim.
 
 Nothing is tuned at run time: a first call costs no search, and sums are taken in the same order on every machine of an
-architecture. Every row compiles without a spill and with the matrix instructions of its architecture, causal or not
-(``python -m benchmarks.compile_report``).
+architecture. Every row compiles without a spill and with the matrix instructions of its architecture, causal or not, in
+Triton 3.6 and 3.9 (``python -m benchmarks.compile_report``); none was timed yet.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ DELTA = Tile(64, 0, 4, 1)
 
 _IEEE = {
     ("ieee", 16): Tiles(Tile(64, 32, 8, 1), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
-    ("ieee", 32): Tiles(Tile(64, 32, 8, 1), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
+    ("ieee", 32): Tiles(Tile(64, 16, 8, 1), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("ieee", 64): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("ieee", 128): Tiles(Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
-    ("ieee", 256): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+    ("ieee", 128): Tiles(Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
+    ("ieee", 256): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
 }
 
 _AMPERE = _IEEE | {
     ("half", 16): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(128, 64, 8, 3)),
-    ("half", 32): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(128, 64, 8, 3)),
-    ("half", 64): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(128, 64, 8, 3)),
-    ("half", 128): Tiles(Tile(128, 32, 8, 3), Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
+    ("half", 32): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(64, 64, 4, 3)),
+    ("half", 64): Tiles(Tile(128, 128, 8, 3), Tile(32, 64, 8, 3), Tile(128, 64, 8, 3)),
+    ("half", 128): Tiles(Tile(128, 32, 8, 3), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
     ("half", 256): Tiles(Tile(64, 32, 8, 2), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
-    ("tf32", 16): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
+    ("tf32", 16): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
     ("tf32", 32): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
-    ("tf32", 64): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
+    ("tf32", 64): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 8, 2), Tile(64, 32, 4, 2)),
     ("tf32", 128): Tiles(Tile(64, 32, 8, 2), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 32, 8, 1), Tile(32, 16, 8, 1)),
 }
 
 # The same instructions with 99 KB of shared memory (sm_86, sm_89, sm_120).
 _SMALL = _AMPERE | {
+    ("half", 128): Tiles(Tile(128, 32, 8, 3), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2)),
     ("half", 256): Tiles(Tile(64, 32, 8, 2), Tile(16, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("tf32", 128): Tiles(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(64, 32, 8, 1)),
     ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 16, 8, 1)),
@@ -72,20 +73,20 @@ _HOPPER = _IEEE | {
     ("tf32", 32): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
     ("tf32", 64): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),
     ("tf32", 128): Tiles(Tile(128, 32, 8, 2), Tile(32, 32, 4, 1), Tile(128, 32, 8, 1)),
-    ("tf32", 256): Tiles(Tile(128, 16, 8, 1), Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("tf32", 256): Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)),
 }
 
 _BLACKWELL = _IEEE | {
     ("half", 16): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 32): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
-    ("half", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
+    ("half", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 1), Tile(128, 64, 8, 2)),
     ("half", 256): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 1), Tile(64, 64, 8, 1)),
     ("tf32", 16): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("tf32", 32): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("tf32", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("tf32", 128): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
-    ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)),
 }
 
 TILES = {80: _AMPERE, 86: _SMALL, 90: _HOPPER, 100: _BLACKWELL}

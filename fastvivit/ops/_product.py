@@ -1,0 +1,48 @@
+"""float32 matrix products on a CPU by oneDNN, which PyTorch carries but asks for convolutions only.
+
+``torch.mm`` goes to MKL, which keeps its wide instructions from CPUs of other makers: on an AMD core with AVX-512
+oneDNN is twice as fast (docs/performance-notes.md). The operator is PyTorch's own, used by its compiler, and private:
+where it is missing or answers differently, ``torch.mm`` takes over.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def no_onednn() -> str | None:
+    """Why products can't go to oneDNN here, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch is built without oneDNN"
+    a, b, c = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0, 1.0]])
+    try:
+        right = torch.equal(_product(a, b, c[0]), a @ b.t() + c) and torch.equal(_product_plus(a, b, c), a @ b.t() + c)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        return f"this torch's oneDNN product can't be called: {error}"
+    return None if right else "this torch's oneDNN product gives another result"
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, w, bias, "none", [], "")
+
+
+def _product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.binary(x, base, w, None, "add")
+
+
+def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ w.T + bias``. x (M, K), w (D, K), bias (D,), float32 on a CPU, any strides → (M, D)."""
+    if no_onednn() is None and x.numel() and w.numel():
+        return _product(x, w, bias)
+    return torch.nn.functional.linear(x, w, bias)
+
+
+def product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
+    """``x @ w.T + base``. x (M, K), w (D, K), base (M, D), float32 on a CPU → (M, D)."""
+    if no_onednn() is None and x.numel() and w.numel():
+        return _product_plus(x, w, base)
+    return torch.addmm(base, x, w.t())

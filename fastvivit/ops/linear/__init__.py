@@ -1,0 +1,1 @@
+"""linear: the matrix product of the encoder's layers."""

@@ -1,0 +1,60 @@
+"""linear as a registered operator: float32 on a CPU, forward and gradients by the same product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit.ops._product import product
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    needs_x, needs_weight, needs_bias = needs
+    none = grad.new_empty(0)
+    return (
+        product(grad, weight.t()) if needs_x else none,
+        product(grad.t(), x.t()) if needs_weight else none,
+        grad.sum(0) if needs_bias else none,
+    )
+
+
+def _fake_backward(grad, x, weight, needs):
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    return tuple(grad.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+
+
+def _flops(x, weight, bias, *_args, **_kwargs) -> int:
+    return 2 * x[0] * x[1] * weight[0]
+
+
+LINEAR = define(
+    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    product,
+    lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+    _flops,
+)
+BACKWARD = define(
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    lambda grad, x, weight, needs, *_args, **_kwargs: _flops(x, weight, None) * (bool(needs[0]) + bool(needs[1])),
+)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        return below_autograd(LINEAR, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grads = BACKWARD(grad, x, weight, ctx.needs)
+        return tuple(g if need else None for g, need in zip(grads, ctx.needs, strict=True))
+
+
+differentiable(LINEAR, _Linear)
+only_once_differentiable(BACKWARD)
