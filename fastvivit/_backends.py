@@ -69,9 +69,7 @@ class Op:
         """Return the module that will run ``inputs``, or raise ``BackendError`` with all reasons."""
         for candidate in self.backends:
             wanted = (
-                backend == candidate.name
-                if backend != "auto"
-                else candidate.auto is None or device in candidate.auto
+                backend == candidate.name if backend != "auto" else candidate.auto is None or device in candidate.auto
             )
             if wanted and candidate.why_not(inputs) is None:
                 return candidate.load()
@@ -85,10 +83,6 @@ class Op:
             reason = candidate.why_not(inputs)
             if reason is None:
                 chosen = candidate.auto is None or device in candidate.auto
-                reason = (
-                    "can run"
-                    if chosen
-                    else f"can run when asked for by name (auto: {', '.join(candidate.auto)})"
-                )
+                reason = "can run" if chosen else f"can run when asked for by name (auto: {', '.join(candidate.auto)})"
             lines.append(f"  {candidate.name}: {reason}")
         return f"{self.name}: {head}\n" + "\n".join(lines)

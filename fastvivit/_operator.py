@@ -21,9 +21,7 @@ _grad_enabled = torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
 
 
-def define(
-    schema: str, kernel: Callable, fake: Callable, flops: Callable | None = None
-) -> torch._ops.OpOverload:
+def define(schema: str, kernel: Callable, fake: Callable, flops: Callable | None = None) -> torch._ops.OpOverload:
     """Define ``fastvivit::<schema>`` with its kernel (of every device), fake and FLOP formula."""
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

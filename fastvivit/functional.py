@@ -92,9 +92,7 @@ def _dropped(count: int, ratio: float) -> int:
     return math.floor(count * ratio + 1e-9)
 
 
-def _choose(
-    batch: int, pool: int, kept: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _choose(batch: int, pool: int, kept: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     noise = torch.rand(batch, pool, generator=generator, device=device)
     return noise.argsort(1)[:, :kept].sort(1).values
 
@@ -123,9 +121,7 @@ def nce_loss(video: Tensor, text: Tensor, scale: Tensor | float, *, gather: bool
     require_tensor("video", video, (2,))
     require_tensor("text", text, (2,), FLOATING, video)
     if video.shape != text.shape or video.shape[0] == 0:
-        raise ValueError(
-            f"text: wanted shape {tuple(video.shape)} like video, and a row, got {tuple(text.shape)}"
-        )
+        raise ValueError(f"text: wanted shape {tuple(video.shape)} like video, and a row, got {tuple(text.shape)}")
     dtype = torch.float64 if torch.float64 in (video.dtype, text.dtype) else torch.float32
     # Autocast would take the product of two float32 matrices down to 16 bits.
     with torch.autocast(video.device.type, enabled=False):
@@ -176,9 +172,7 @@ def resize_positions(
     if how not in ("interpolate", "repeat", "tile"):
         raise ValueError(f"how: wanted 'interpolate', 'repeat' or 'tile', got {how!r}")
     if len(grid_from) != 3 or math.prod(grid_from) != pos.shape[0]:
-        raise ValueError(
-            f"grid_from: wanted (T, H, W) with {pos.shape[0]} positions like pos, got {grid_from}"
-        )
+        raise ValueError(f"grid_from: wanted (T, H, W) with {pos.shape[0]} positions like pos, got {grid_from}")
     if len(grid_to) != 3 or min(grid_to) < 1:
         raise ValueError(f"grid_to: wanted (T, H, W) of at least 1 each, got {grid_to}")
     if grid_from == grid_to:
@@ -186,9 +180,7 @@ def resize_positions(
     wide = torch.promote_types(pos.dtype, torch.float32)
     table = pos.to(wide).view(*grid_from, -1)
     if grid_from[1:] != grid_to[1:]:
-        table = nnf.interpolate(
-            table.permute(0, 3, 1, 2), size=grid_to[1:], mode="bicubic", align_corners=False
-        )
+        table = nnf.interpolate(table.permute(0, 3, 1, 2), size=grid_to[1:], mode="bicubic", align_corners=False)
         table = table.permute(0, 2, 3, 1)
     slots, wanted = grid_from[0], grid_to[0]
     if slots != wanted:

@@ -31,25 +31,17 @@ def retrieval(similarity: Tensor, groups: Sequence[int] | Tensor | None = None) 
             text.
     """
     if similarity.dim() != 2 or 0 in similarity.shape:
-        raise ValueError(
-            f"similarity: wanted (texts, videos), both above 0, got shape {tuple(similarity.shape)}"
-        )
+        raise ValueError(f"similarity: wanted (texts, videos), both above 0, got shape {tuple(similarity.shape)}")
     texts, videos = similarity.shape
     if groups is None:
         if texts != videos:
-            raise ValueError(
-                f"groups: wanted the video of each text, as there are {texts} texts and {videos} videos"
-            )
+            raise ValueError(f"groups: wanted the video of each text, as there are {texts} texts and {videos} videos")
         groups = range(videos)
-    groups = torch.as_tensor(
-        list(groups) if not isinstance(groups, Tensor) else groups, device=similarity.device
-    )
+    groups = torch.as_tensor(list(groups) if not isinstance(groups, Tensor) else groups, device=similarity.device)
     if groups.shape != (texts,) or int(groups.min()) < 0 or int(groups.max()) >= videos:
         raise ValueError(f"groups: wanted {texts} videos in 0..{videos - 1}, got {groups.tolist()}")
     if len(groups.unique()) != videos:
-        raise ValueError(
-            f"groups: wanted a text for each of {videos} videos, got texts for {len(groups.unique())}"
-        )
+        raise ValueError(f"groups: wanted a text for each of {videos} videos, got texts for {len(groups.unique())}")
     right = groups.unsqueeze(1) == torch.arange(videos, device=similarity.device)
     return _scores("t2v", _ranks(similarity, right)) | _scores("v2t", _ranks(similarity.T, right.T))
 

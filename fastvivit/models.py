@@ -72,9 +72,7 @@ class ViViTConfig:
                 raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
         for name, known in (("attention", ATTENTION), ("pool", POOL), ("act", ACT)):
             if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}: wanted one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}"
-                )
+                raise ValueError(f"{name}: wanted one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if self.width % self.heads:
             raise ValueError(f"heads: wanted a divisor of width {self.width}, got {self.heads}")
         for what, length, part in zip("thw", (self.frames, *self.size), self.tubelet, strict=True):

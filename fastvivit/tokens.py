@@ -114,15 +114,9 @@ class Tokens:
             self._by_place = self._grouping(self._cut(segment[order], sum(areas)), longest, segment, order)
         return self._by_place
 
-    def _grouping(
-        self, cu_seqlens: Tensor, longest: int, segment: Tensor, order: Tensor | None = None
-    ) -> Grouping:
-        schedule = (
-            varlen_schedule(cu_seqlens, cu_seqlens, self.rows, self.rows) if cu_seqlens.is_cuda else None
-        )
-        return Grouping(
-            cu_seqlens=cu_seqlens, max_seqlen=longest, segment=segment, order=order, schedule=schedule
-        )
+    def _grouping(self, cu_seqlens: Tensor, longest: int, segment: Tensor, order: Tensor | None = None) -> Grouping:
+        schedule = varlen_schedule(cu_seqlens, cu_seqlens, self.rows, self.rows) if cu_seqlens.is_cuda else None
+        return Grouping(cu_seqlens=cu_seqlens, max_seqlen=longest, segment=segment, order=order, schedule=schedule)
 
     @property
     def _uniform(self) -> bool:

@@ -18,6 +18,7 @@ import fastvivit
 from fastvivit import _native
 from fastvivit._backends import Op
 from fastvivit.cli.ops import CASES
+from fastvivit.ops._product import no_onednn
 
 _PACKAGES = {
     "torch": None,
@@ -56,6 +57,7 @@ def collect() -> dict[str, Any]:
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "native": {name: native[name] for name in ("available", "reason", "path", "cpu_level")},
+        "product": {"cpu": "oneDNN" if no_onednn() is None else "torch.mm", "reason": no_onednn()},
         "ops": {case.op.name: _devices(case) for case in CASES},
     }
 
@@ -110,6 +112,10 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(f"compiled CPU kernels: active ({native['cpu_level']}), {native['path']}")
     else:
         lines.append(f"compiled CPU kernels: not active: {native['reason']}")
+    product = found["product"]
+    lines.append(
+        f"float32 products on a CPU: {product['cpu']}" + (f" ({product['reason']})" if product["reason"] else "")
+    )
     lines += ["", "packages"]
     lines += [f"  {name:<14}{version}" for name, version in found["packages"].items()]
     lines += ["", "backends of each op (float32)"]

@@ -133,8 +133,7 @@ def choose_stream(container: InputContainer, file: Path, index: int | None) -> V
         chosen = streams[index]
     else:
         raise VideoError(
-            f"stream: wanted one of the {len(streams)} video streams of {file} (0 to {len(streams) - 1}), "
-            f"got {index}"
+            f"stream: wanted one of the {len(streams)} video streams of {file} (0 to {len(streams) - 1}), got {index}"
         )
     if chosen.codec_context is None:
         raise VideoError(f"{file}: this FFmpeg has no decoder for video stream {streams.index(chosen)}")

@@ -143,8 +143,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             found = [-1] if entry.twin is None else places.get(os.path.abspath(entry.twin), [])  # noqa: PTH100
             if len(found) != 1:
                 raise ValueError(
-                    f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, "
-                    f"found {len(found)}"
+                    f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, found {len(found)}"
                 )
             twins.append(found[0])
         return twins

@@ -142,9 +142,7 @@ def draw_scenes(
     # A digit is cut by the edges only where it moves through them, so that it stays legible.
     around, inside = config.size // config.step, (config.size - config.digit) // config.step + 1
     # Digits in one order, motions in both: every unordered pair of (digit, motion) once.
-    subjects = list(
-        itertools.product(itertools.combinations(range(10), 2), itertools.permutations(MOTIONS, 2))
-    )
+    subjects = list(itertools.product(itertools.combinations(range(10), 2), itertools.permutations(MOTIONS, 2)))
     scenes: list[tuple[Half, Half]] = []
     while len(scenes) < count:
         for subject in random.permutation(len(subjects))[: count - len(scenes)]:
@@ -231,8 +229,5 @@ def _half(half: Half, config: DigitsConfig) -> np.ndarray:
     down, right = MOTIONS[half.motion]
     steps = [frame // config.every * config.step for frame in range(config.frames // 2)]
     return np.stack(
-        [
-            np.roll(picture, (half.row + down * moved, half.column + right * moved), axis=(0, 1))
-            for moved in steps
-        ]
+        [np.roll(picture, (half.row + down * moved, half.column + right * moved), axis=(0, 1)) for moved in steps]
     )

@@ -91,9 +91,7 @@ def pictures(
         yield Picture((pts - origin) * tick, (frame.duration or step) * tick, frame)
 
 
-def _decode(
-    container: InputContainer, stream: VideoStream, file: Path, patient: bool
-) -> Iterator[VideoFrame]:
+def _decode(container: InputContainer, stream: VideoStream, file: Path, patient: bool) -> Iterator[VideoFrame]:
     sent = decoded = 0
     try:
         for packet in container.demux(stream):

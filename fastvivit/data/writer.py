@@ -13,9 +13,7 @@ from fastvivit.data.container import import_av
 _OPTIONS = {"preset": "ultrafast", "tune": "fastdecode"}
 
 
-def write_clip(
-    path: str | os.PathLike[str], pictures: np.ndarray, fps: float = 8.0, *, crf: int = 10
-) -> Path:
+def write_clip(path: str | os.PathLike[str], pictures: np.ndarray, fps: float = 8.0, *, crf: int = 10) -> Path:
     """Encode pictures as an H.264 mp4 file. The same pictures give the same bytes.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastvivit.ops.linear.api import linear
+from fastvivit.ops.linear import linear
 
 
 class Linear(nn.Linear):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as nnf
 
 from fastvivit.ops import _product
-from fastvivit.ops.linear.api import linear
+from fastvivit.ops.linear import linear
 from tests.numerics import check
 
 

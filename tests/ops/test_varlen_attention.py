@@ -22,9 +22,7 @@ def plain(lengths_q, lengths_k, causal, scale=None):
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         outs, lses, at_q, at_k = [], [], 0, 0
         for lq, lk in zip(lengths_q, lengths_k, strict=True):
-            s = torch.einsum("qhd,khd->hqk", q[at_q : at_q + lq], k[at_k : at_k + lk]) * (
-                scale or q.shape[2] ** -0.5
-            )
+            s = torch.einsum("qhd,khd->hqk", q[at_q : at_q + lq], k[at_k : at_k + lk]) * (scale or q.shape[2] ** -0.5)
             if causal:
                 seen = torch.ones(lq, lk, dtype=torch.bool, device=q.device).tril(lk - lq)
                 s = s.masked_fill(~seen, float("-inf"))
@@ -60,6 +58,8 @@ CASES = {
     "grouped": ([12, 12], None, 0, 6, 2, 64),
     "one": ([1], None, 0, 1, 1, 8),
     "blocks": ([63, 65], None, 0, 1, 1, 80),
+    "many equal": ([3] * 20, None, 1, 2, 1, 16),
+    "many unequal": ([2, 5, 1] * 7, [4, 1, 3] * 7, 0, 1, 1, 8),
 }
 
 
@@ -70,17 +70,13 @@ def test_forward_and_gradients(backend, dtype, case, causal, device, poisoned):
     lengths_q, lengths_k, slack, heads, kv_heads, width = CASES[case]
     lengths_k = lengths_k or lengths_q
     q = torch.randn(sum(lengths_q) + slack, heads, width, device=device, requires_grad=True)
-    k, v = (
-        torch.randn(sum(lengths_k) + slack, kv_heads, width, device=device, requires_grad=True) for _ in "kv"
-    )
+    k, v = (torch.randn(sum(lengths_k) + slack, kv_heads, width, device=device, requires_grad=True) for _ in "kv")
     cu_q, cu_k = cu(lengths_q, device), cu(lengths_k, device)
     longest = (max(lengths_q), max(lengths_k)) if backend == "sdpa" and device != "cpu" else (None, None)
     with_lse = not (backend == "sdpa" and device != "cpu")
 
     def call(q, k, v):
-        found = F.varlen_attention(
-            q, k, v, cu_q, cu_k, *longest, causal=causal, return_lse=with_lse, backend=backend
-        )
+        found = F.varlen_attention(q, k, v, cu_q, cu_k, *longest, causal=causal, return_lse=with_lse, backend=backend)
         return found if with_lse else (found, torch.zeros(()))
 
     check(
@@ -159,12 +155,20 @@ def test_bad_lengths_on_a_cpu_are_errors_that_name_them(backend):
     ):
         with pytest.raises(ValueError, match=message):
             F.varlen_attention(q, q, q, torch.tensor(lengths, dtype=torch.int32), backend=backend)
+    many = torch.tensor([0, *range(0, 6), *[5] * 14], dtype=torch.int32)
+    many[9] = 2
+    with pytest.raises(ValueError, match=r"cu_seqlens_q: wanted values that never fall, got 5 then 2 at \[9\]"):
+        F.varlen_attention(q, q, q, many, backend=backend)
+    many[9:] = 4
+    many[-1] = 9
+    with pytest.raises(ValueError, match="cu_seqlens_q: wanted values that never fall"):
+        F.varlen_attention(q, q, q, many, backend=backend)
+    with pytest.raises(ValueError, match="max_seqlen_q: wanted at least 1, got 0"):
+        F.varlen_attention(q, q, q, torch.arange(7, dtype=torch.int32).repeat_interleave(3), None, 0, backend=backend)
     with pytest.raises(ValueError, match="max_seqlen_q: wanted at least 6, got 5"):
         F.varlen_attention(q, q, q, torch.tensor([0, 6], dtype=torch.int32), None, 5, backend=backend)
     with pytest.raises(ValueError, match="cu_seqlens_k: wanted a last value of at most 6"):
-        F.varlen_attention(
-            q, q, q, *(torch.tensor([0, n], dtype=torch.int32) for n in (6, 9)), backend=backend
-        )
+        F.varlen_attention(q, q, q, *(torch.tensor([0, n], dtype=torch.int32) for n in (6, 9)), backend=backend)
 
 
 def test_bad_arguments_are_errors_that_name_them():

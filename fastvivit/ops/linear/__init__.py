@@ -1,1 +1,0 @@
-"""linear: the matrix product of the encoder's layers."""
