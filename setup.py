@@ -73,8 +73,7 @@ def compile_library(target: Path, record: dict) -> None:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [f"{scratch}/{Path(source).stem}.o" for source in sources]
         commands = [
-            [*compiler, *flags, "-c", source, "-o", made]
-            for source, made in zip(sources, objects, strict=True)
+            [*compiler, *flags, "-c", source, "-o", made] for source, made in zip(sources, objects, strict=True)
         ]
         record["warnings"] = "\n".join(filter(None, pool.map(run, commands)))
         # Renamed into place: a process that has the old library mapped keeps the old file.

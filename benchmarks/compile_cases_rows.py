@@ -15,9 +15,7 @@ ARCHES = (80, 90, 100)
 TYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 ROW_TYPES = {
-    **dict.fromkeys(
-        ("ids", "index", "order", "offsets", "firsts", "lasts", "divisor", "flag", "state"), "*i64"
-    ),
+    **dict.fromkeys(("ids", "index", "order", "offsets", "firsts", "lasts", "divisor", "flag", "state"), "*i64"),
     **dict.fromkeys(("rows", "size", "segments", "chunk", "clean", "width_units", "stride_units"), "i32"),
 }
 
@@ -32,9 +30,7 @@ def _row_case(kernel: Callable, name: str, dtype: str, absent: tuple[str, ...], 
     # Widths in accesses (96 or 192) happen to be multiples of 16 in ViT-B and L; nothing may hang on it.
     unaligned = frozenset({"width_units", "stride_units", "lasts", "flag"})
     name = f"rows {name} {dtype}"
-    return CompileCase(
-        kernel=kernel, name=name, signature=signature, constexprs=constexprs, unaligned=unaligned
-    )
+    return CompileCase(kernel=kernel, name=name, signature=signature, constexprs=constexprs, unaligned=unaligned)
 
 
 def rows_cases() -> list[CompileCase]:
@@ -91,9 +87,7 @@ def _embed_case(kernel, name, arch, tile, kind, pointers, constants, last=False)
     """One embedding kernel; ``last``: channels-last video, whose neighbouring columns are 3 apart."""
     order = {"stride_c": 1} if last else {"stride_w": 1}
     blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
-    constexprs = {
-        n: v for n, v in (VIVIT | GRID | order | constants | blocks).items() if n in kernel.arg_names
-    }
+    constexprs = {n: v for n, v in (VIVIT | GRID | order | constants | blocks).items() if n in kernel.arg_names}
     types = {n: (EMBED_TYPES | pointers).get(n, "i32") for n in kernel.arg_names}
     # The weight's gradient has the width for rows; m is the depth of its product.
     block_rows = tile.n if "partial" in kernel.arg_names else tile.m
@@ -141,8 +135,7 @@ def embed_cases() -> list[CompileCase]:
             )
             for kernel, name, tiles, stage_bytes in both:
                 wide, narrow = (
-                    triton_forward.fit_stages(t, major, stage_bytes(t, size, weight_size))
-                    for t in tiles[major, kind]
+                    triton_forward.fit_stages(t, major, stage_bytes(t, size, weight_size)) for t in tiles[major, kind]
                 )
                 for tile, last in ((wide, False), (narrow, False), (wide, True)):
                     if last and pixels != "u8":

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def run(
-    function: Callable, inputs: list, grads: list[Tensor], dtype: torch.dtype | None
-) -> tuple[list, list]:
+def run(function: Callable, inputs: list, grads: list[Tensor], dtype: torch.dtype | None) -> tuple[list, list]:
     """Outputs and input gradients of ``function``; floating inputs cast to ``dtype`` (None: as they are)."""
     cast = [_cast(t, dtype) for t in inputs]
     out = function(*cast)
@@ -40,9 +38,7 @@ def assert_close(name: str, got: Tensor, golden: Tensor, own: Tensor, dtype: tor
     golden = golden.nan_to_num(posinf=0.0, neginf=0.0)
     if not golden.numel():
         return
-    error, own_error = (
-        (t.double().nan_to_num(posinf=0.0, neginf=0.0) - golden).abs().max() for t in (got, own)
-    )
+    error, own_error = ((t.double().nan_to_num(posinf=0.0, neginf=0.0) - golden).abs().max() for t in (got, own))
     floor = 4 * torch.finfo(dtype).eps * golden.abs().max() + torch.finfo(torch.float32).tiny
     assert error <= 2 * own_error + floor, (
         f"{name}: error {error:.3e}, PyTorch's own {own_error:.3e}, floor {floor:.3e}"

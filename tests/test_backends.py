@@ -46,7 +46,5 @@ def test_a_device_of_its_own_is_only_for_auto():
 
 
 def test_an_unknown_name_is_a_value_error():
-    with pytest.raises(
-        ValueError, match="backend: wanted one of 'auto', 'best', 'picky', 'other', got 'bset'"
-    ):
+    with pytest.raises(ValueError, match="backend: wanted one of 'auto', 'best', 'picky', 'other', got 'bset'"):
         op().choose("bset", "cpu", None)

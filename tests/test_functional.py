@@ -70,9 +70,7 @@ def test_nce_loss_is_its_formula_with_its_gradients():
     half = F.nce_loss(video.half(), text.half(), 7.0)
     assert half.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(
-            F.nce_loss(video.float(), text.float(), 7.0), F.nce_loss(video.float(), text.float(), 7.0)
-        )
+        assert torch.equal(F.nce_loss(video.float(), text.float(), 7.0), F.nce_loss(video.float(), text.float(), 7.0))
         inside = F.nce_loss(video.float(), text.float(), 7.0)
     torch.testing.assert_close(inside, want.float(), rtol=1e-5, atol=1e-6)
 
@@ -104,9 +102,7 @@ def test_positions_over_space_are_those_of_an_image_resize():
     want = nnf.interpolate(image, size=(6, 8), mode="bicubic").permute(0, 2, 3, 1)
     torch.testing.assert_close(got, want)
     flat = torch.ones(16, 3, dtype=torch.bfloat16)
-    assert torch.equal(
-        F.resize_positions(flat, (1, 4, 4), (1, 9, 5)), torch.ones(45, 3, dtype=torch.bfloat16)
-    )
+    assert torch.equal(F.resize_positions(flat, (1, 4, 4), (1, 9, 5)), torch.ones(45, 3, dtype=torch.bfloat16))
 
 
 def test_positions_refuse():

@@ -27,14 +27,8 @@ def imports(path: Path) -> set[str]:
     """Modules of this package that a file names in any import, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.level == 0
-            and (node.module or "").startswith("fastvivit")
-        ):
-            found |= {node.module} | {
-                f"{node.module}.{a.name}" for a in node.names if node.module == "fastvivit"
-            }
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("fastvivit"):
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names if node.module == "fastvivit"}
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("fastvivit")}
     return found - {"fastvivit"}

@@ -38,9 +38,7 @@ def guarded(*shape, dtype=torch.float32):
     buffer = torch.full((size + 128,), CANARY, dtype=dtype)
 
     def check():
-        assert (buffer[:64] == CANARY).all() and (buffer[64 + size :] == CANARY).all(), (
-            "written out of bounds"
-        )
+        assert (buffer[:64] == CANARY).all() and (buffer[64 + size :] == CANARY).all(), "written out of bounds"
 
     return buffer[64 : 64 + size].view(shape), check
 
@@ -51,9 +49,7 @@ def ints(*values):
 
 def flat_ids(ids, size, distinct=True, want_out=True):
     out, check = guarded(*ids.shape, dtype=torch.int64)
-    code = LIB.fv_flat_ids(
-        ids.data_ptr(), *ids.shape, size, int(distinct), out.data_ptr() if want_out else None
-    )
+    code = LIB.fv_flat_ids(ids.data_ptr(), *ids.shape, size, int(distinct), out.data_ptr() if want_out else None)
     check()
     return code, out
 
@@ -127,9 +123,7 @@ def sort_ids(ids, segments):
     return offsets, order
 
 
-@pytest.mark.parametrize(
-    ("rows", "segments"), [(0, 0), (0, 3), (1, 1), (3, 0), (9, 4), (1000, 77), (77, 1000)]
-)
+@pytest.mark.parametrize(("rows", "segments"), [(0, 0), (0, 3), (1, 1), (3, 0), (9, 4), (1000, 77), (77, 1000)])
 def test_sort_ids(rows, segments):
     ids = torch.randint(-2, segments + 2, (rows,), generator=torch.Generator().manual_seed(2))
     offsets, order = sort_ids(ids, segments)
@@ -196,9 +190,7 @@ def test_segment_sum(rows, width, segments, mean, dtype, level):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bit_values_survive_exactly(dtype, level):
     """All 65536 values go through float32 and back: subnormals, infinities, NaN."""
-    src = (
-        torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, -1).contiguous()
-    )
+    src = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, -1).contiguous()
     out = segment_sum(src, ints(0), 1, False)
     torch.testing.assert_close(out, src, rtol=0, atol=0, equal_nan=True)
 
@@ -220,9 +212,7 @@ def make_video(layout, dtype, shape=(2, 3, 6, 48, 53)):
     if layout == "interleaved":
         video = torch.randint(0, 256, (batch, *size, channels), generator=generator).permute(0, 4, 1, 2, 3)
     elif layout == "reversed":
-        video = torch.randint(0, 256, (batch, channels, *size[::-1]), generator=generator).permute(
-            0, 1, 4, 3, 2
-        )
+        video = torch.randint(0, 256, (batch, channels, *size[::-1]), generator=generator).permute(0, 1, 4, 3, 2)
     else:
         video = torch.randint(0, 256, shape, generator=generator)
     return video.to(dtype) if dtype == torch.uint8 else (video / 255).to(dtype)
@@ -244,8 +234,7 @@ def patches_of(video, kernel, step, offset):
 def describe(video, kernel, step, offset):
     """Return the struct, the tokens of a clip, and all patches in float64."""
     grid = [
-        (size - start - k) // s + 1
-        for size, start, k, s in zip(video.shape[2:], offset, kernel, step, strict=True)
+        (size - start - k) // s + 1 for size, start, k, s in zip(video.shape[2:], offset, kernel, step, strict=True)
     ]
     scale, shift = affine_of(video.shape[1])
     tubelets = _native.Tubelets(

@@ -19,12 +19,8 @@ OPTIONAL += ["tqdm", "transformers", "triton", "tyro"]
 
 
 def run(*command, cwd=None, env=None):
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FASTVIVIT_BUILD")
-    }
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=inherited | (env or {}), capture_output=True, text=True
-    )
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FASTVIVIT_BUILD")}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=inherited | (env or {}), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -51,9 +47,7 @@ def tree(tmp_path):
 
 
 def pip_install(tree, target, *options, env=None):
-    run(
-        sys.executable, "-m", "pip", "install", "--no-deps", "-q", *options, "--target", target, tree, env=env
-    )
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "-q", *options, "--target", target, tree, env=env)
     return target
 
 
@@ -97,8 +91,7 @@ def test_install_with_a_broken_compiler_succeeds_and_says_why(tree, tmp_path):
     reason = run(
         sys.executable,
         "-c",
-        "import fastvivit\nfrom fastvivit import _native\n"
-        "assert _native.load() is None\nprint(_native.reason())",
+        "import fastvivit\nfrom fastvivit import _native\nassert _native.load() is None\nprint(_native.reason())",
         cwd=tmp_path,
         env={"PYTHONPATH": str(target)},
     )

@@ -55,7 +55,5 @@ def test_groupings(grids, ratios, full):
 def test_a_grouping_is_made_once():
     tokens, _ = build([(2, 2, 2)] * 3, [0.5] * 3)
     assert (
-        tokens.by_frame is tokens.by_frame
-        and tokens.by_clip is tokens.by_clip
-        and tokens.by_place is tokens.by_place
+        tokens.by_frame is tokens.by_frame and tokens.by_clip is tokens.by_clip and tokens.by_place is tokens.by_place
     )

@@ -20,6 +20,4 @@ def expected(times, frames, fps, start=0.0, end=None):
     """The picture on screen at each instant, from a list of presentation times, by looking at all of them."""
     seconds = [time - times[0] for time in times]
     shown = [time for time in seconds if end is None or time < end]
-    return [
-        max(i for i, time in enumerate(shown) if time <= start + k / fps + 1e-6) % 50 for k in range(frames)
-    ]
+    return [max(i for i, time in enumerate(shown) if time <= start + k / fps + 1e-6) % 50 for k in range(frames)]

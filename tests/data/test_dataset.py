@@ -117,9 +117,7 @@ def test_replacements_depend_on_the_seed(half_broken):
 
 def test_nothing_readable_ends_in_an_error(broken):
     entries = [Entry(video=broken[kind], captions=("one",)) for kind in ("text", "empty")]
-    with pytest.raises(
-        ValueError, match=r"source: .*all 2 entries are broken, for example .*can't be opened"
-    ):
+    with pytest.raises(ValueError, match=r"source: .*all 2 entries are broken, for example .*can't be opened"):
         ClipDataset(entries, **LOOK)[0]
 
 

@@ -57,9 +57,7 @@ def test_scenes_differ_in_digit_and_motion_and_captions_do_not_repeat():
     assert len(captions) == 1080
     assert all(a.digit != b.digit and a.motion != b.motion for a, b in scenes)
     assert len({a.digit for a, _ in scenes}) == 10 and len({a.motion for a, _ in scenes}) == 4
-    wanted = (
-        r"first the digit (\w+) moves (up|down|left|right), then the digit (\w+) moves (up|down|left|right)"
-    )
+    wanted = r"first the digit (\w+) moves (up|down|left|right), then the digit (\w+) moves (up|down|left|right)"
     assert all(re.fullmatch(wanted, text) and re.fullmatch(wanted, text)[1] in WORDS for text in captions)
 
 
@@ -105,9 +103,7 @@ def test_files_say_and_show_what_was_drawn(tmp_path, av):
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path, av):
-    folders = [
-        write_digits(tmp_path / name, 4, seed=seed).parent for name, seed in (("a", 2), ("b", 2), ("c", 3))
-    ]
+    folders = [write_digits(tmp_path / name, 4, seed=seed).parent for name, seed in (("a", 2), ("b", 2), ("c", 3))]
     contents = [[path.read_bytes() for path in sorted(folder.iterdir())] for folder in folders]
     assert len(contents[0]) == 5 and contents[0] == contents[1] != contents[2]
 

@@ -93,9 +93,7 @@ def test_a_bad_line_is_told_by_file_line_and_field(tmp_path, row, message):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"manifest: wanted a JSONL or CSV file, no such file: .*none\.jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"manifest: wanted a JSONL or CSV file, no such file: .*none\.jsonl"):
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match=r"empty\.jsonl: wanted at least one entry"):
         read_manifest(lines(tmp_path / "empty.jsonl", "", ""))
@@ -109,9 +107,7 @@ def test_bad_files(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path):
     entries = [
-        Entry(
-            video=tmp_path / "a.mp4", captions=("café", "two"), twin=tmp_path / "sub/b.mp4", extra={"x": [1]}
-        ),
+        Entry(video=tmp_path / "a.mp4", captions=("café", "two"), twin=tmp_path / "sub/b.mp4", extra={"x": [1]}),
         Entry(video=tmp_path / "sub/b.mp4", captions=("one",), start=0.1, end=3.0, stream=0),
         Entry(video=Path("/else/where.mp4"), captions=("one",)),
     ]
@@ -133,7 +129,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_extra_may_not_hide_a_field():
-    with pytest.raises(
-        ValueError, match=r"extra: wanted fields that an entry doesn't have itself, got \['end'\]"
-    ):
+    with pytest.raises(ValueError, match=r"extra: wanted fields that an entry doesn't have itself, got \['end'\]"):
         Entry(video=Path("a.mp4"), captions=("one",), extra={"end": 3})

@@ -207,9 +207,7 @@ def test_scaled_to_cover_and_cut_from_the_centre(encode, tmp_path, size, shape):
     assert abs(picture[-1, -1] - level(0)) <= 2
 
 
-@pytest.mark.parametrize(
-    ("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))]
-)
+@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
 def test_a_rotation_by_quarter_turns_is_carried_out(encode, tmp_path, rotation, corner):
     path = encode(tmp_path / "clip.mp4", TEN, rotation=rotation, corner=16)
     picture = read_clip(path, 1, 1, (48, 64) if rotation % 180 == 0 else (64, 48))[0, 0]

@@ -57,9 +57,7 @@ def test_damage_counts_where_pictures_are_wanted(encode, cut, tmp_path, monkeypa
     monkeypatch.setattr(pictures, "decoder_threads", lambda: threads)
     times = [i / 10 for i in range(120)]
     front = {"movflags": "+faststart"}  # the index comes first, so that a cut file opens
-    path = encode(
-        tmp_path / "whole.mp4", times, muxer=front, size=(320, 240), options={"g": "10", "qp": "20"}
-    )
+    path = encode(tmp_path / "whole.mp4", times, muxer=front, size=(320, 240), options={"g": "10", "qp": "20"})
     path = cut(path, tmp_path / "cut.mp4", 0.5)
     assert numbers(read_clip(path, 8, 2, 32)) == expected(times, 8, 2)
     for start in (0.0, 6.0):
@@ -79,9 +77,7 @@ def test_a_start_beyond_the_end(encode, tmp_path):
     path = encode(tmp_path / "clip.mp4", TEN)
     assert numbers(read_clip(path, 1, 1, 32, start=3.99)) == [39]
     for start in (4.01, 50.0, 1e6):
-        with pytest.raises(
-            VideoError, match=r"start: wanted seconds within .*clip\.mp4, which ends at 4\.000 s"
-        ):
+        with pytest.raises(VideoError, match=r"start: wanted seconds within .*clip\.mp4, which ends at 4\.000 s"):
             read_clip(path, 1, 1, 32, start=start)
 
 

@@ -22,9 +22,7 @@ def text_tower():
     vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *WORDS])}
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]"
-    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]")
     config = transformers.BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
@@ -145,9 +143,7 @@ dist.destroy_process_group()
 
 def test_negatives_of_other_ranks_count_with_their_gradient(tmp_path):
     command = [sys.executable, "-c", TWO_RANKS]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(tmp_path / "store")], stderr=subprocess.PIPE) for r in (0, 1)
-    ]
+    ranks = [subprocess.Popen([*command, str(r), str(tmp_path / "store")], stderr=subprocess.PIPE) for r in (0, 1)]
     try:
         for process in ranks:
             _, errors = process.communicate(timeout=120)

@@ -52,9 +52,7 @@ def test_joint_attention_is_a_dense_vit():
 
 def test_frame_attention_is_an_image_vit_per_frame_and_blind_to_order():
     enc, video = encoder(attention="frame", tubelet=(1, 16, 16)), clips()
-    torch.testing.assert_close(
-        enc(video).last_hidden_state, dense(enc, video, per_frame=True), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(enc(video).last_hidden_state, dense(enc, video, per_frame=True), rtol=1e-4, atol=1e-5)
     shuffled = enc(video[:, :, torch.randperm(8)]).pooled
     torch.testing.assert_close(enc(video).pooled, shuffled, rtol=1e-5, atol=1e-6)
     assert (encoder()(video).pooled - encoder()(video.flip(2)).pooled).abs().max() > 1e-3
@@ -67,9 +65,7 @@ def test_masked_frames_attend_within_their_own_frame():
     alone = [enc(video, keep=keep[:, a:b]).tokens for a, b in ((0, 2), (2, 5), (5, 6))]
     torch.testing.assert_close(out.tokens, torch.cat(alone), rtol=1e-4, atol=1e-5)
     mixed = torch.tensor([3, 0, 5, 1, 4, 2])
-    torch.testing.assert_close(
-        enc(video, keep=keep[:, mixed]).tokens, out.tokens[mixed], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(enc(video, keep=keep[:, mixed]).tokens, out.tokens[mixed], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["joint", "frame"])
@@ -95,9 +91,7 @@ def test_one_embedding_a_shape_and_at_most_one_row_move(monkeypatch):
     calls = []
     for name in ("tubelet_embed", "gather_tokens", "scatter_tokens"):
         real = getattr(F, name)
-        monkeypatch.setattr(
-            F, name, lambda *a, name=name, real=real, **k: calls.append(name) or real(*a, **k)
-        )
+        monkeypatch.setattr(F, name, lambda *a, name=name, real=real, **k: calls.append(name) or real(*a, **k))
     assert module.F is F
     enc = encoder()
     enc([clips(1)[0], clips(1, 4)[0], clips(1)[0]], mask_ratio=0.5)
@@ -114,9 +108,7 @@ def test_uneven_keep_for_a_batch():
     assert out.cu_seqlens.tolist() == [0, 3, 4]
     for i in range(2):
         alone = enc(video[i : i + 1], keep=keep[i].unsqueeze(0)).tokens
-        torch.testing.assert_close(
-            out.tokens[out.cu_seqlens[i] : out.cu_seqlens[i + 1]], alone, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(out.tokens[out.cu_seqlens[i] : out.cu_seqlens[i + 1]], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_masking_follows_its_generator_and_drops_in_eval_too():

@@ -49,9 +49,7 @@ def problem(tube, pixels, dtype, device, *, clips=2, width=24, keep=None, norm=T
     video = video if pixels == U8 else (video / 255).to(pixels)
     video = video.permute(0, 4, 1, 2, 3)
     video = video if last else video.contiguous()
-    weight = (
-        torch.randn(width, channels, *kernel, device=device) / (channels * torch.Size(kernel).numel()) ** 0.5
-    )
+    weight = torch.randn(width, channels, *kernel, device=device) / (channels * torch.Size(kernel).numel()) ** 0.5
     mean, std = (MEAN[:channels], STD[:channels]) if norm else (None, None)
     weight = weight.to(dtype)
     where = geometry(video, weight, mean, std, stride, offset)
@@ -80,9 +78,7 @@ def agree(inputs, ids, where, dtype, precision="ieee"):
         assert_close(name, mine, golden, plain, mine.dtype)
     again = embed.forward(*inputs, ids, where, precision)
     assert torch.equal(got, again)
-    for one, two in zip(
-        grads, embed.backward(grad, inputs[0], inputs[1], ids, where, precision, needs), strict=True
-    ):
+    for one, two in zip(grads, embed.backward(grad, inputs[0], inputs[1], ids, where, precision, needs), strict=True):
         assert one is two is None or torch.equal(one, two)
 
 
@@ -180,9 +176,7 @@ def test_nothing_at_all(device):
     none = torch.empty(0, dtype=torch.int64, device=device)
     assert embed.forward(*inputs, none, where, "ieee").shape == (0, 24)
     grad = torch.empty(0, 24, device=device)
-    for found, like in zip(
-        embed.backward(grad, *inputs[:2], none, where, "ieee", (True,) * 4), inputs, strict=True
-    ):
+    for found, like in zip(embed.backward(grad, *inputs[:2], none, where, "ieee", (True,) * 4), inputs, strict=True):
         assert torch.equal(found, torch.zeros_like(like))
     assert embed.backward(grad, *inputs[:2], none, where, "ieee", (False,) * 4) == (None,) * 4
     empty = geometry(inputs[0][:0], inputs[1], None, None, (2, 16, 16), (0, 0, 0))

@@ -37,9 +37,7 @@ def test_gather_of_a_batch_and_of_views(backend, dtype, device, poisoned):
 
 @pytest.mark.parametrize(("backend", "dtype"), backends(SCATTER))
 @pytest.mark.parametrize("filled", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(0, 0, 4), (5, 0, 4), (1, 1, 1), (9, 4, 3), (65, 33, 129), (40, 10, 768)], ids=str
-)
+@pytest.mark.parametrize("shape", [(0, 0, 4), (5, 0, 4), (1, 1, 1), (9, 4, 3), (65, 33, 129), (40, 10, 768)], ids=str)
 def test_scatter(backend, dtype, shape, filled, device, poisoned):
     size, ids, width = shape
     x = torch.randn(ids, width, device=device, requires_grad=True)
@@ -50,9 +48,7 @@ def test_scatter(backend, dtype, shape, filled, device, poisoned):
         base = x.new_zeros(size, width) if fill is None else fill.expand(size, width)
         return base.index_put((index,), x)
 
-    check(
-        lambda x, fill: F.scatter_tokens(x, index, size, fill=fill, backend=backend), plain, [x, fill], dtype
-    )
+    check(lambda x, fill: F.scatter_tokens(x, index, size, fill=fill, backend=backend), plain, [x, fill], dtype)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), backends(SCATTER))

@@ -121,9 +121,9 @@ def test_images_take_a_2d_weight(backend, device):
     images = torch.randint(256, (3, 3, 32, 48), device=device, dtype=torch.uint8)
     weight = torch.randn(8, 3, 16, 16, device=device, requires_grad=True)
     got = F.tubelet_embed(images, weight, mean=MEAN, std=STD, backend=backend)
-    x = (images / 255 - torch.tensor(MEAN, device=device).view(3, 1, 1)) / torch.tensor(
-        STD, device=device
-    ).view(3, 1, 1)
+    x = (images / 255 - torch.tensor(MEAN, device=device).view(3, 1, 1)) / torch.tensor(STD, device=device).view(
+        3, 1, 1
+    )
     want = nnf.conv2d(x, weight, stride=16).flatten(2).transpose(1, 2)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     got.sum().backward()
