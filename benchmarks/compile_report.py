@@ -4,7 +4,8 @@
 
 Prints registers, stack, spills, shared memory and matrix instructions of each kernel, configuration and architecture.
 Exits with 1 where a shipped configuration does not compile, spills, takes more shared (or tensor) memory than the
-architecture has, or lacks the architecture's matrix instructions where its products should have become some.
+architecture has, or lacks the architecture's matrix instructions where its products should have become some; and on
+sm_90 where ptxas says that wgmma instructions, asynchronous by nature, were made to wait for each other.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def compile_case(case: CompileCase, arch: int) -> Report:
     _read_machine_code(compiled.asm["cubin"], report)
     report.seconds = time.perf_counter() - started
     _judge(case, report)
+    if arch == 90 and case.matrix and (message := _serialised(compiled.asm["ptx"])):
+        report.problems.append(message)
     return report
 
 
@@ -121,6 +124,21 @@ def _read_machine_code(cubin: bytes, report: Report) -> None:
             report.spills += 1
         elif opcode.endswith("MMA"):
             report.instructions[opcode] = report.instructions.get(opcode, 0) + 1
+
+
+def _serialised(ptx: str) -> str | None:
+    """What ptxas says about waiting wgmma (C7510 to C7519), or None; Triton drops it from a compile that works."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        # Which of the two Triton uses depends on its version; an older one refuses newer PTX.
+        for tool in ("ptxas", "ptxas-blackwell"):
+            command = [TOOLS / tool, "-v", "--gpu-name", "sm_90a", path, "-o", path.with_suffix(".cubin")]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                found = re.search(r"\(?C751\d\)?.*? due to (.*?) in the function", done.stderr + done.stdout)
+                return f"wgmma serialised: {found[1]}" if found else None
+    return f"ptxas refuses the PTX: {done.stderr.strip()[:200]}"
 
 
 def _run(tool: str, *arguments) -> str:

@@ -43,7 +43,7 @@ def main(folder: Path | None = None) -> Path:
         model=fv.ViViTConfig(frames=16, size=64, width=64, depth=2, heads=2, ff=256),
         text=TextConfig(width=64, depth=1, heads=2, max_length=32),
         data=DataConfig(train=str(manifest), heldout=str(manifest), fps=8.0, cache=True),
-        init=InitConfig(time_std=0.5, linear_std=0.09),  # small models learn little from ViT's own weights
+        init=InitConfig(time_std=1.0),  # makes the order of things quick to learn
         optimiser=OptimiserConfig(lr=1e-3),
         schedule=ScheduleConfig(warmup=3),
         run=RunConfig(save_every=10, log_every=10),

@@ -105,7 +105,7 @@ def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int
         dim=128,
         model=model,
         data=DataConfig(train=str(train), heldout=str(heldout), fps=8.0, cache=True),
-        init=InitConfig(time_std=1.0, linear_std=0.09),
+        init=InitConfig(time_std=1.0),
         text=TextConfig(width=128, depth=2, heads=4, max_length=32),
         optimiser=OptimiserConfig(lr=7e-4, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
@@ -27,7 +26,7 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
         ImportError: transformers is not installed.
     """
     if config.text.folder is None:
-        text = scratch_tower(config.text, captions, config.init.linear_std or 0.02)
+        text = scratch_tower(config.text, captions)
     else:
         text = local_tower(config.text)
     model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim)
@@ -40,10 +39,6 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
 def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
     """The video encoder, without a path for images: runs train on clips, and it would get no gradient."""
     encoder = ViViT(config.replace(images=False))
-    if init.linear_std:
-        for module in encoder.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=init.linear_std)
     slots, rows, columns = encoder.embed.grid
     if init.time_std and slots > 1:
         offsets = torch.randn(slots, 1, config.width) * init.time_std
@@ -51,7 +46,7 @@ def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
     return encoder
 
 
-def scratch_tower(config: TextConfig, captions: Iterable[str], std: float = 0.02) -> TextTower:
+def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
     """A small BERT with random weights over the words of ``captions``, in lower case; others are unknown."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
@@ -72,7 +67,8 @@ def scratch_tower(config: TextConfig, captions: Iterable[str], std: float = 0.02
         num_attention_heads=config.heads,
         intermediate_size=4 * config.width,
         max_position_embeddings=config.max_length,
-        initializer_range=std,
+        # BERT's own 0.02 suits 768 columns; a narrow one would begin nearly linear, and learn word order late.
+        initializer_range=config.width**-0.5,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,

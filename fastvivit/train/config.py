@@ -44,21 +44,18 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """How the weights of a run begin; for encoders from scratch.
+    """How the weights of an encoder from scratch begin, beside what ``ViViT`` draws itself.
 
     Attributes:
         time_std: standard deviation of a random vector a time slot that is added to its positions. Positions
             drawn one by one say nothing about which places share an instant, so order is slow to learn; with
             this it is not. Encoders without positions in time are left as they are.
-        linear_std: standard deviation of the blocks' matrices, in a text tower from scratch, too; 0 keeps
-            ViT's 0.02, which suits wide models: at width 128 it makes a block nearly linear.
     """
 
     time_std: float = 0.0
-    linear_std: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least("init", self, 0, "time_std", "linear_std")
+        _at_least("init", self, 0, "time_std")
 
 
 @dataclass(frozen=True, kw_only=True)

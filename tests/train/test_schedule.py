@@ -70,8 +70,3 @@ def test_time_offsets_are_shared_by_the_places_of_a_slot(config):
     offset = (shifted.pos - plain.pos).detach().view(*plain.grid, -1).flatten(1, 2)
     torch.testing.assert_close(offset, offset[:, :1].expand_as(offset))
     assert 0.3 < offset[:, 0].std() < 0.7
-
-
-def test_linear_std(config):
-    encoder = build_encoder(config.model, InitConfig(linear_std=0.2))
-    assert 0.17 < encoder.blocks[0].mlp.state_dict()[next(iter(encoder.blocks[0].mlp.state_dict()))].std() < 0.21

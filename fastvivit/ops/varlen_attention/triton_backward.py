@@ -142,6 +142,13 @@ def _varlen_attention_backward_dkdv_kernel(
         g_first = grad_out + q_start * g_step + head * stride_gh
         lse_first = lse + head * rows_q + q_start
         delta_first = delta + head * rows_q + q_start
+        for query in range(interior, queries, BLOCK_M):
+            sum_k, sum_v = _grads_of_keys(
+                sum_k, sum_v, k_tile, v_tile, q_first + query * q_step, g_first + query * g_step,
+                lse_first + query, delta_first + query, q_offsets, g_offsets, queries - query,
+                first_seeing - query, scale_log2, HEAD_DIM, False, PRECISION,
+            )  # fmt: skip
+        # After the long loop and not pipelined: else ptxas lets the wgmma of both loops wait for each other (C7515).
         if CAUSAL:
             for query in tl.range(start, tl.minimum(interior, queries), BLOCK_M, num_stages=1):
                 sum_k, sum_v = _grads_of_keys(
@@ -149,12 +156,6 @@ def _varlen_attention_backward_dkdv_kernel(
                     lse_first + query, delta_first + query, q_offsets, g_offsets, queries - query,
                     first_seeing - query, scale_log2, HEAD_DIM, True, PRECISION,
                 )  # fmt: skip
-        for query in range(interior, queries, BLOCK_M):
-            sum_k, sum_v = _grads_of_keys(
-                sum_k, sum_v, k_tile, v_tile, q_first + query * q_step, g_first + query * g_step,
-                lse_first + query, delta_first + query, q_offsets, g_offsets, queries - query,
-                first_seeing - query, scale_log2, HEAD_DIM, False, PRECISION,
-            )  # fmt: skip
 
     fill = tl.where(bad, float("nan"), 0.0)
     store_tile(grad_k, sum_k * scale + fill, row, keys_left, kv_head, kv_heads, HEAD_DIM)

@@ -45,7 +45,7 @@ _IEEE = {
 _AMPERE = _IEEE | {
     ("half", 16): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 32): Tiles(Tile(128, 128, 8, 3), Tile(32, 128, 8, 3), Tile(64, 64, 4, 3)),
-    ("half", 64): Tiles(Tile(128, 128, 8, 3), Tile(32, 64, 8, 3), Tile(128, 64, 8, 3)),
+    ("half", 64): Tiles(Tile(128, 64, 8, 3), Tile(32, 64, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 128): Tiles(Tile(128, 32, 8, 3), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
     ("half", 256): Tiles(Tile(64, 32, 8, 2), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("tf32", 16): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 4, 2)),

@@ -122,7 +122,8 @@ def _varlen_attention_forward_kernel(
             acc, total, pivot, q_tile, k_first + key * k_step, v_first + key * v_step, k_offsets, v_offsets,
             keys - key, last_key - key, scale_log2, HEAD_DIM, False, CAUSAL, PRECISION,
         )  # fmt: skip
-    for key in range(interior, end, BLOCK_N):
+    # One block or two: not pipelined, else ptxas lets every wgmma of the kernel wait for the one before (C7515).
+    for key in tl.range(interior, end, BLOCK_N, num_stages=1):
         acc, total, pivot = _attend(
             acc, total, pivot, q_tile, k_first + key * k_step, v_first + key * v_step, k_offsets, v_offsets,
             keys - key, last_key - key, scale_log2, HEAD_DIM, True, CAUSAL, PRECISION,
