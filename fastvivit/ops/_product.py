@@ -36,13 +36,37 @@ def _product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ w.T + bias``. x (M, K), w (D, K), bias (D,), float32 on a CPU, any strides → (M, D)."""
-    if no_onednn() is None and x.numel() and w.numel():
-        return _product(x, w, bias)
-    return torch.nn.functional.linear(x, w, bias)
+    if no_onednn() is not None or not x.numel() or not w.numel():
+        return torch.nn.functional.linear(x, w, bias)
+    (first, *rest) = _parts(x, w)
+    total = _product(*first, bias)
+    for part in rest:
+        total = _product_plus(*part, total)
+    return total
 
 
 def product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
     """``x @ w.T + base``. x (M, K), w (D, K), base (M, D), float32 on a CPU → (M, D)."""
-    if no_onednn() is None and x.numel() and w.numel():
-        return _product_plus(x, w, base)
-    return torch.addmm(base, x, w.t())
+    if no_onednn() is not None or not x.numel() or not w.numel():
+        return torch.addmm(base, x, w.t())
+    for part in _parts(x, w):
+        base = _product_plus(*part, base)
+    return base
+
+
+# oneDNN adds one product after the other over all of K, so its error grows with K; torch.mm adds up by blocks, and so
+# do these sums, for one more pass over the result a block. Blocks of transposed operands (the gradient of a weight, K
+# the tokens) are views; those of a weight are copied, since oneDNN is a hundred times slower on a slice of its columns.
+_DEPTH, _DEPTH_TRANSPOSED = 768, 384
+
+
+def _parts(x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """``x`` and ``w`` in the fewest even parts along K that are short enough."""
+    depth = x.shape[1]
+    transposed = x.stride(1) != 1 and w.stride(1) != 1
+    count = -(-depth // (_DEPTH_TRANSPOSED if transposed else _DEPTH))
+    if count == 1:
+        return [(x, w)]
+    step = -(-depth // count)
+    cuts = [slice(first, first + step) for first in range(0, depth, step)]
+    return [(x[:, cut], w[:, cut] if transposed else w[:, cut].contiguous()) for cut in cuts]

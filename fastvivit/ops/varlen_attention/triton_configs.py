@@ -39,7 +39,7 @@ _IEEE = {
     ("ieee", 32): Tiles(Tile(64, 16, 8, 1), Tile(32, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("ieee", 64): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ("ieee", 128): Tiles(Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
-    ("ieee", 256): Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+    ("ieee", 256): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
 }
 
 _AMPERE = _IEEE | {
@@ -57,7 +57,6 @@ _AMPERE = _IEEE | {
 
 # The same instructions with 99 KB of shared memory (sm_86, sm_89, sm_120).
 _SMALL = _AMPERE | {
-    ("ieee", 256): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
     ("half", 128): Tiles(Tile(128, 32, 8, 3), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2)),
     ("half", 256): Tiles(Tile(64, 32, 8, 2), Tile(16, 64, 8, 1), Tile(64, 32, 8, 1)),
     ("tf32", 128): Tiles(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(64, 32, 8, 1)),
@@ -78,13 +77,14 @@ _HOPPER = _IEEE | {
 }
 
 _BLACKWELL = _IEEE | {
+    ("ieee", 256): Tiles(Tile(32, 16, 16, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
     ("half", 16): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 32): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 64): Tiles(Tile(128, 128, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     ("half", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 1), Tile(128, 64, 8, 2)),
-    ("half", 256): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 1), Tile(64, 64, 8, 1)),
+    ("half", 256): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(64, 64, 8, 1)),
     ("tf32", 16): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    ("tf32", 32): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    ("tf32", 32): Tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("tf32", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("tf32", 128): Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
     ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)),
