@@ -56,7 +56,7 @@ def product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
 
 # oneDNN adds one product after the other over all of K, so its error grows with K; torch.mm adds up by blocks, and so
 # do these sums, for one more pass over the result a block. Blocks of transposed operands (the gradient of a weight, K
-# the tokens) are views; those of a weight are copied, since oneDNN is a hundred times slower on a slice of its columns.
+# the tokens) are views; those of a weight are copied, since oneDNN is very slow on a slice of its columns.
 _DEPTH, _DEPTH_TRANSPOSED = 768, 384
 
 
