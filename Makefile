@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 SOURCES := $(wildcard csrc/*)
 
-.PHONY: demo test test-all check bench gpu sanitize clean
+.PHONY: demo test test-all check bench gpu gpu-build gpu-smoke gpu-bench gpu-test gpu-sanitize gpu-more gpu-dry-run clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastvivit demo --out demo
@@ -33,15 +33,18 @@ compile-report: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run --save
 
-# On a machine with a GPU, with the Python it is given: no virtual environment and no network.
+# On a machine with a GPU, with the Python it is given: no virtual environment and no network. Under ten minutes, in stages
+# that can be run alone: make gpu STAGES="smoke bench", or make gpu-smoke.
+STAGES ?= build smoke bench test sanitize more
 gpu:
-	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q tests/ops tests/modules tests/test_tokens.py
-	$(PYTHON) -m benchmarks.run --save
+	$(PYTHON) benchmarks/gpu.py --stages $(STAGES)
 
-sanitize:
-	$(PYTHON) setup.py -q build_ext --inplace
-	compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/ops -k "triton and not opcheck"
+gpu-build gpu-smoke gpu-bench gpu-test gpu-sanitize gpu-more:
+	$(PYTHON) benchmarks/gpu.py --stages $(@:gpu-%=%)
+
+# The same on a CPU as far as it goes: Triton's interpreter, tiny shapes, nothing kept.
+gpu-dry-run:
+	$(PYTHON) benchmarks/gpu.py --stages $(STAGES) --dry-run
 
 $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

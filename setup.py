@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -149,7 +149,15 @@ class BuildWheel(bdist_wheel):
         return "py3", "none", platform_tag
 
 
+# benchmarks/ stays a folder of its own in the tree and is installed inside the package: `fastvivit bench` needs it, and
+# a top-level package of that name would stand in the way of others. Its modules import each other relatively, so both
+# names work. The results of earlier runs are no code and stay out.
+BENCHMARKS = "fastvivit._benchmarks"
+benchmarks = ["", *(f".{name}" for name in find_packages(str(ROOT / "benchmarks")))]
+
 setup(
+    packages=[*find_packages(include=["fastvivit", "fastvivit.*"]), *(BENCHMARKS + name for name in benchmarks)],
+    package_dir={BENCHMARKS: "benchmarks"},
     ext_modules=[Extension("fastvivit.libfastvivit_cpu", sources=[])],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": BuildWheel},
 )

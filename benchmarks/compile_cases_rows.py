@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 import triton.language as tl
 
-from benchmarks.compile_cases import CompileCase
 from fastvivit.ops import _rows_triton as rows
 from fastvivit.ops.tubelet_embed import backend_triton, triton_backward, triton_forward
+
+from .compile_cases import CompileCase
 
 ARCHES = (80, 90, 100)
 TYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -20,8 +20,6 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,7 +30,8 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from benchmarks.compile_cases import CompileCase, attention_cases  # noqa: E402
+from .compile_cases import CompileCase, attention_cases  # noqa: E402
+from .compile_cases_rows import embed_cases, rows_cases  # noqa: E402
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TENSOR_MEMORY_LIMIT = 512
@@ -70,10 +69,7 @@ class Report:
 
 def all_cases() -> list[CompileCase]:
     """Every shipped configuration of every kernel of the package."""
-    cases = attention_cases()
-    if find_spec("benchmarks.compile_cases_rows"):
-        rows = import_module("benchmarks.compile_cases_rows")
-        cases += rows.rows_cases() + rows.embed_cases()
+    cases = attention_cases() + rows_cases() + embed_cases()
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), sorted({name for name in names if names.count(name) > 1})
     return cases

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.case import OURS, Contestant
+from .case import OURS, Contestant
 
 # Relative RMS error above which a result is not rounding but another function.
 SANE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -31,17 +31,34 @@ def against(golden: Callable[[], object], contestants: dict[str, Contestant]) ->
 
     def gate() -> str | None:
         wanted = [t.detach().double() for t in tensors(golden())]
+        for name, contestant in contestants.items():
+            # Those that do other work have nothing to be compared with, but must run.
+            if not contestant.same and isinstance(found := _result(contestant), str):
+                return f"{name}: {found}"
         alike = {name: c for name, c in contestants.items() if c.same}
         first = next(name for name in alike if name != OURS)
-        own = [t.detach() for t in tensors(alike[first].call())]
+        own = _result(alike[first])
+        if isinstance(own, str):
+            return f"{first}: {own}"
         for name, contestant in alike.items():
-            got = own if name == first else [t.detach() for t in tensors(contestant.call())]
-            wrong = _beyond_budget(got, wanted, own)
+            got = own if name == first else _result(contestant)
+            wrong = got if isinstance(got, str) else _beyond_budget(got, wanted, own)
             if wrong:
                 return f"{name}: {wrong}"
         return None
 
     return gate
+
+
+def _result(contestant: Contestant) -> list[Tensor] | str:
+    """What its call returns, or in one line what it raises: a peer may refuse these inputs, and that is its reason."""
+    try:
+        found = [t.detach() for t in tensors(contestant.call())]
+        if any(t.is_cuda for t in found):
+            torch.cuda.synchronize()
+        return found
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
 
 def _beyond_budget(got: Sequence[Tensor], golden: Sequence[Tensor], own: Sequence[Tensor]) -> str | None:
@@ -80,3 +97,25 @@ def with_gradients(
         return [out.detach(), *torch.autograd.grad(out, wanted, grad.view(out.shape))]
 
     return call
+
+
+def backward_only(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> Callable[[], list[Tensor]]:
+    """A call of the backward alone: the forward runs once, at the first call, and its graph is kept."""
+    wanted, kept = [t for t in inputs if t.requires_grad], []
+
+    def call() -> list[Tensor]:
+        if not kept:
+            with torch.enable_grad():
+                kept.append(function(*inputs))
+        return list(torch.autograd.grad(kept[0], wanted, grad.view(kept[0].shape), retain_graph=True))
+
+    return call
+
+
+def wrapped(direction: str) -> Callable[..., Callable[[], object]]:
+    """``(function, inputs, grad) → call`` of a direction: "forward", "backward" or "forward + backward"."""
+    if direction == "forward":
+        return lambda function, inputs, grad: lambda: function(*inputs)
+    return {"backward": backward_only, "forward + backward": with_gradients}[direction]

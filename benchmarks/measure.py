@@ -11,11 +11,15 @@ from statistics import median
 
 import torch
 
-from benchmarks.peers.conv3d import onednn_product
+from .peers.conv3d import onednn_product
 
 # A sample shorter than this would time the clock and the scheduler; short calls are repeated within it.
 SAMPLE = 0.01
 MAX_ROUNDS = 31
+# The same for a GPU's own clock, which sees the device alone.
+DEVICE_SAMPLE, DEVICE_CALLS = 0.002, 8
+# Cycles that the device waits before a timed call, so that the host has enqueued it all by the time it starts.
+LEAD_CYCLES = 1_500_000
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,32 @@ def sample(call: Callable[[], object], times: int, device: str) -> float:
             gc.enable()
 
 
+class ColdCalls:
+    """Times calls on a GPU by its own events: the second-level cache emptied before each, launches hidden by a wait.
+
+    A call that itself waits for the device can't be hidden so, and is timed with its waiting.
+    """
+
+    def __init__(self, device: str) -> None:
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(max(2 * cache, 64 << 20), dtype=torch.int8, device=device)
+
+    def sample(self, call: Callable[[], object], times: int, device: str) -> float:
+        """Seconds a call over ``times`` calls."""
+        events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(times)]
+        torch.cuda.synchronize()
+        for start, end in events:
+            self._flush.zero_()
+            torch.cuda._sleep(LEAD_CYCLES)
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in events) / times / 1e3
+
+
 def interleaved(
-    calls: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, device: str
+    calls: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, device: str, clock: str = "wall"
 ) -> dict[str, Spread]:
     """Time ``calls`` in rounds that sample each once, so that a drift of the machine meets them all.
 
@@ -80,20 +108,27 @@ def interleaved(
         seconds: what to spend.
         min_rounds: rounds at least, whatever they cost.
         device: waited for around every sample.
+        clock: as ``Case.clock``; a CPU has only "wall".
     """
+    cold = clock == "device" and device.startswith("cuda")
+    take = ColdCalls(device).sample if cold else sample
     times = {}
     for name, call in calls.items():
-        estimate = sample(call, 1, device)
+        estimate = take(call, 1, device)
         # The first call also pays for allocation and first-use choices; a long one is not repeated for that.
-        estimate = estimate if estimate > 0.5 else sample(call, 1, device)
-        times[name] = (max(1, math.ceil(SAMPLE / max(estimate, 1e-7))), estimate)
+        estimate = estimate if estimate > 0.5 else take(call, 1, device)
+        if cold:
+            count = min(DEVICE_CALLS, max(1, math.ceil(DEVICE_SAMPLE / max(estimate, 1e-7))))
+            times[name] = (count, estimate + 1e-3)  # the wait and the flush
+        else:
+            times[name] = (max(1, math.ceil(SAMPLE / max(estimate, 1e-7))), estimate)
     a_round = sum(count * estimate for count, estimate in times.values())
     rounds = max(min_rounds, min(MAX_ROUNDS, int(seconds / a_round)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         gc.collect()
         for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
-            samples[name].append(sample(calls[name], times[name][0], device))
+            samples[name].append(take(calls[name], times[name][0], device))
     return {name: Spread(tuple(found)) for name, found in samples.items()}
 
 
@@ -113,24 +148,29 @@ class Ceilings:
         return "product" if flops / self.product >= moved / self.copy else "copy"
 
 
-def ceilings(device: str, *, quick: bool = False) -> Ceilings:
-    """Measure them, each by its best sample: a ceiling that a busy machine lowers would flatter all."""
+def ceilings(device: str, *, quick: bool = False, dtype: torch.dtype = torch.float32) -> Ceilings:
+    """Measure them, each by its best sample: a ceiling that a busy machine lowers would flatter all.
+
+    On random data: a GPU draws less power on zeros, and runs faster than it ever will on real data.
+    """
+    gpu = device.startswith("cuda")
     # Well beyond any cache, or the copy would measure that.
-    source = torch.ones((32 if quick else 256) << 18, device=device)
+    source = torch.randn((32 if quick else 1024 if gpu else 256) << 18, device=device)
     target = torch.empty_like(source)
-    size = 512 if quick else 2048
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    size = 512 if quick else 8192 if gpu else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
     calls = {"copy": lambda: target.copy_(source), "mm": lambda: torch.mm(a, b, out=product)}
-    onednn = onednn_product(device)
+    onednn = onednn_product(device) if dtype == torch.float32 else None
     if onednn:
         # The higher of the two is the ceiling: torch.mm may be far from it.
         calls["onednn"] = lambda: onednn(a, b, None)
     found = interleaved(
         calls,
-        seconds=0.3 if quick else 3.0,
+        seconds=0.3 if quick else 2.0 if gpu else 3.0,
         min_rounds=3 if quick else 9,
         device=device,
+        clock="device",
     )
     return Ceilings(
         copy=2 * source.numel() * source.element_size() / min(found["copy"].samples),

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.case import Case, Options
+from .case import Case, Options
 
 _STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(case: Case, who: str, options: Options) -> int | None:
     """Peak of ``who``'s first call in a fresh process, or None where it can't be told."""
-    command = [sys.executable, "-m", "benchmarks.memory", case.name, who, options.device]
-    done = subprocess.run([*command, *["--quick"] * options.quick], capture_output=True, text=True, check=False)
+    dtype = str(options.dtype).removeprefix("torch.")
+    command = [sys.executable, "-m", __spec__.name, case.name, who, options.device, dtype]
+    # Found again wherever this process started: in a checkout this is benchmarks, installed fastvivit._benchmarks.
+    root = Path(__file__).resolve().parents[__spec__.name.count(".")]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command += ["--quick"] * options.quick
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
@@ -28,10 +34,10 @@ def main(argv: list[str]) -> int:
     """Run the command line; return the exit status."""
     import torch
 
-    from benchmarks.cases import all_cases
+    from .cases import all_cases
 
-    name, who, device = argv[:3]
-    options = Options(quick="--quick" in argv, device=device)
+    name, who, device, dtype = argv[:4]
+    options = Options(quick="--quick" in argv, device=device, dtype=getattr(torch, dtype))
     case = next(c for c in all_cases(options) if c.name == name)
     call = case.peak[who]()
     gc.collect()

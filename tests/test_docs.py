@@ -1,6 +1,7 @@
 """Pages that are generated are up to date, links lead somewhere, and code on pages runs."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -10,11 +11,38 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_backends_page_is_what_the_ops_say():
-    spec = importlib.util.spec_from_file_location("make_backends", ROOT / "docs" / "make_backends.py")
+def maker(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "backends.md").read_text() == module.page(), "run python docs/make_backends.py"
+    return module
+
+
+def test_backends_page_is_what_the_ops_say():
+    page = maker("make_backends").page()
+    assert (ROOT / "docs" / "backends.md").read_text() == page, "run python docs/make_backends.py"
+
+
+def test_performance_page_is_what_the_results_say():
+    page = maker("make_performance").page()
+    assert (ROOT / "docs" / "performance.md").read_text() == page, "run python docs/make_performance.py"
+
+
+def test_performance_page_says_what_a_gpu_measured(tmp_path):
+    """A results file of an H100 answers its lines; the others stay unmeasured."""
+    about = {"date": "2026-01-02T00:00:00+00:00", "device": "NVIDIA H100 80GB HBM3", "commit": "0" * 12, "dirty": False}
+    about |= {"torch": "2.11.0", "threads": 16, "dtype": "bfloat16", "gpu": {}, "quick": False}
+    name = "attention/ViT-B, 256 frames, 0 % masked, forward"
+    spread = {"median": 7e-3, "p10": 6e-3, "p90": 8e-3}
+    times = {"note": "", "seconds": spread, "share_of_ceiling": 0.5, "speedup_of_ours": spread}
+    claim = {"text": "H100: at least 450 TFLOP/s", "value": 471.2, "unit": "TFLOP/s", "met": True}
+    case = {"kind": "case", "name": name, "gate": "ok", "ceiling": "product", "claims": [claim]}
+    case["contestants"] = {"fastvivit": times, "sdpa flash": times}
+    (tmp_path / "h100.jsonl").write_text("\n".join(json.dumps(line | about) for line in (case,)))
+    page = maker("make_performance").page(tmp_path)
+    (line,) = [line for line in page.splitlines() if "256 frames" in line and "at least 450" in line]
+    assert "471 TFLOP/s, met" in line and "h100.jsonl" in page
+    assert "beyond 514 TFLOP/s | not measured yet" in page and "no GPU has run" not in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

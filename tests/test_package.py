@@ -38,7 +38,7 @@ def tree(tmp_path):
     """A clean copy of the sources: what a clone holds."""
     target = tmp_path / "tree"
     made = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
-    for name in ("csrc", "fastvivit"):
+    for name in ("csrc", "fastvivit", "benchmarks"):
         shutil.copytree(ROOT / name, target / name, ignore=made)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
@@ -76,6 +76,11 @@ def test_pip_install_in_its_isolated_environment(tree, tmp_path):
     assert info["available"], info["reason"]
     assert Path(info["package"]).is_relative_to(target) and Path(info["path"]).is_relative_to(target)
     assert info["build"]["error"] is None and info["build"]["compiler_version"] and info["build"]["command"]
+
+    # The benchmarks come along, under the package's own name and no other.
+    assert not (target / "benchmarks").exists()
+    listed = run(sys.executable, "-m", "fastvivit", "bench", "--list", cwd=tmp_path, env={"PYTHONPATH": str(target)})
+    assert "rows/gather" in listed.splitlines()
 
     record = target / "fastvivit" / "_build.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"source_hash": "0" * 64}))

@@ -1,23 +1,35 @@
-"""Row moves of ViT-B on 128 frames: 16,384 tokens, a quarter of them kept."""
+"""Row moves of ViT-B, a quarter of the rows kept: 128 frames on a CPU, hundreds of megabytes on a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import cycle
+
 import torch
+from torch import Tensor
 
 import fastvivit.functional as F
-from benchmarks.case import OURS, Bench, Case, Contestant, Options
-from benchmarks.gate import against, with_gradients
-from benchmarks.peers import rows
+
+from ..case import OURS, Bench, Case, Claim, Contestant, Options
+from ..gate import against, with_gradients
+from ..peers import rows
+
+INVERSE = "inverse map alone"
+# Sets of buffers that take turns, so that no call finds in a cache what the last one left there.
+SETS = 3
 
 
 def rows_cases(options: Options) -> list[Case]:
     """Gather, its gradient, scatter with a fill, and both uses of the segment mean."""
-    tokens, width = (256, 32) if options.quick else (16384, 768)
+    tokens, width = (256, 32) if options.quick else (16 * 32768, 768) if options.gpu else (16384, 768)
     kept, places = tokens // 4, tokens // 64
-    row = 4 * width
-    grid = f"ViT-B on 128 frames, {kept} of {tokens} tokens" if not options.quick else "a small grid"
+    row = options.dtype.itemsize * width
+    grid = f"ViT-B on {'16 x 256' if options.gpu else 128} frames, {kept} of {tokens} tokens"
+    grid = "a small grid" if options.quick else grid
 
-    def case(name: str, use: str, moved: int, build) -> Case:
+    def case(name: str, use: str, moved: int, build, minus: str | None = None) -> Case:
+        apart = ", the inverse map apart" if minus else ""
+        text = f"H100: at least 90 % of the copy bandwidth{apart}"
         return Case(
             name=f"rows/{name}",
             layer=f"{use}, {grid}",
@@ -26,24 +38,29 @@ def rows_cases(options: Options) -> list[Case]:
             flops=0,
             bytes=moved,
             build=lambda: build(_Tensors(options, tokens, kept, places, width)),
+            claims=(Claim(text=text, of_copy=0.9, minus=minus),) if options.gpu else (),
+            seconds=1.0 if options.gpu else 2.0,
+            facts={"model": "ViT-B", "tokens": tokens},
         )
 
     return [
         case("gather", "dropping tokens", 2 * kept * row + 8 * kept, _gather),
+        case("scatter with fill", "a decoder's input", (kept + tokens) * row + 8 * kept, _scatter, INVERSE),
         case(
             "gather, forward + backward",
             "dropping tokens",
             (3 * kept + kept + tokens) * row + 16 * kept,
             _gather_backward,
+            INVERSE,
         ),
-        case("scatter with fill", "a decoder's input", (kept + tokens) * row + 8 * kept, _scatter),
         case(
             "segment mean by place",
             "temporal mean pooling under masking",
             (kept + places) * row + 8 * kept,
             _by_place,
+            INVERSE,
         ),
-        case("segment mean by clip", "pooling of 8 equal clips", (tokens + 8) * row + 8 * tokens, _by_clip),
+        case("segment mean by clip", "pooling of 8 equal clips", (tokens + 8) * row + 8 * tokens, _by_clip, INVERSE),
     ]
 
 
@@ -51,10 +68,10 @@ class _Tensors:
     def __init__(self, options: Options, tokens: int, kept: int, places: int, width: int) -> None:
         generator = torch.Generator().manual_seed(0)
 
-        def normal(*size: int) -> torch.Tensor:
-            return torch.randn(*size, generator=generator).to(options.device)
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator).to(options.device, options.dtype)
 
-        self.tokens, self.places = tokens, places
+        self.options, self.tokens, self.places = options, tokens, places
         self.full, self.some, self.fill, self.grad = (
             normal(tokens, width),
             normal(kept, width),
@@ -64,17 +81,53 @@ class _Tensors:
         self.index = F.random_keep(1, tokens, 0.75, generator=generator)[0].to(options.device)
         self.clip = torch.arange(8, device=options.device).repeat_interleave(tokens // 8)
 
+    def turns(self, *tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """The next of the sets of copies of ``tensors``; a CPU's caches are far smaller than one."""
+        sets = [tensors] + [tuple(t.clone() for t in tensors) for _ in range(SETS - 1 if self.options.gpu else 0)]
+        around = cycle(sets)
+        return lambda: next(around)
 
-def _bench(contestants: dict[str, Contestant], golden) -> Bench:
-    return Bench(contestants=contestants, gate=against(golden, contestants))
+    def sorting(self, segment: Tensor, segments: int) -> dict[str, Contestant]:
+        """What our sums spend before they move a row: the rows of each segment, in order."""
+        if not self.options.gpu:
+            return {}
+        from fastvivit.ops._rows_triton import sort_ids
+
+        note = "rows in order of their ids; no row moved"
+        return {INVERSE: Contestant(call=lambda: sort_ids(segment, segments), note=note, same=False)}
+
+    def inverse(self) -> dict[str, Contestant]:
+        """What our scatter spends before it moves a row."""
+        if not self.options.gpu:
+            return {}
+        from fastvivit.ops._rows_triton import invert_ids
+
+        call = lambda: invert_ids(self.index, self.tokens)[0]
+        return {INVERSE: Contestant(call=call, note="which row goes to each place; no row moved", same=False)}
+
+    def compiled(self, function: Callable[..., Tensor]) -> tuple[dict[str, Contestant], dict[str, str]]:
+        """The reference by ``torch.compile``, or why it takes no part."""
+        if not self.options.compile:
+            return {}, {"torch.compile of the reference": "not asked for (--compile)"}
+        fast = torch.compile(function, dynamic=False)
+        return {"torch.compile of the reference": Contestant(call=fast)}, {}
+
+
+def _bench(t: _Tensors, contestants: dict[str, Contestant], golden, reference=None) -> Bench:
+    absent = {}
+    if reference:
+        more, absent = t.compiled(reference)
+        contestants = contestants | more
+    return Bench(contestants=contestants, gate=against(golden, contestants), absent=absent)
 
 
 def _gather(t: _Tensors) -> Bench:
+    turn = t.turns(t.full)
     contestants = {
-        OURS: Contestant(call=lambda: F.gather_tokens(t.full, t.index)),
-        "index_select": Contestant(call=lambda: t.full.index_select(0, t.index)),
+        OURS: Contestant(call=lambda: F.gather_tokens(*turn(), t.index)),
+        "index_select": Contestant(call=lambda: turn()[0].index_select(0, t.index)),
     }
-    return _bench(contestants, lambda: t.full[t.index])
+    return _bench(t, contestants, lambda: t.full[t.index], lambda: t.full[t.index])
 
 
 def _gather_backward(t: _Tensors) -> Bench:
@@ -85,35 +138,44 @@ def _gather_backward(t: _Tensors) -> Bench:
             call=with_gradients(lambda x: x.index_select(0, t.index), [leaf], t.grad),
             note="its gradient is index_add_",
         ),
+        **t.sorting(t.index, t.tokens),
     }
     exact = leaf.detach().double().requires_grad_()
-    return _bench(contestants, with_gradients(lambda x: x[t.index], [exact], t.grad.double()))
+    return _bench(t, contestants, with_gradients(lambda x: x[t.index], [exact], t.grad.double()))
 
 
 def _scatter(t: _Tensors) -> Bench:
+    turn = t.turns(t.some)
     contestants = {
-        OURS: Contestant(call=lambda: F.scatter_tokens(t.some, t.index, t.tokens, fill=t.fill)),
+        OURS: Contestant(call=lambda: F.scatter_tokens(*turn(), t.index, t.tokens, fill=t.fill)),
         "index_copy_": Contestant(
-            call=lambda: rows.scatter_filled(t.some, t.index, t.tokens, t.fill),
+            call=lambda: rows.scatter_filled(*turn(), t.index, t.tokens, t.fill),
             note="over an output filled first",
         ),
+        **t.inverse(),
     }
-    return _bench(contestants, lambda: rows.scatter_filled(t.some.double(), t.index, t.tokens, t.fill.double()))
+    plain = lambda: rows.scatter_filled(t.some, t.index, t.tokens, t.fill)
+    golden = lambda: rows.scatter_filled(t.some.double(), t.index, t.tokens, t.fill.double())
+    return _bench(t, contestants, golden, plain)
 
 
 def _by_place(t: _Tensors) -> Bench:
-    segment = t.index % t.places
+    segment, turn = t.index % t.places, t.turns(t.some)
     contestants = {
-        OURS: Contestant(call=lambda: F.segment_mean(t.some, segment, t.places)[0]),
-        "index_add_": Contestant(call=lambda: rows.segment_mean(t.some, segment, t.places), note="and bincount"),
+        OURS: Contestant(call=lambda: F.segment_mean(*turn(), segment, t.places)[0]),
+        "index_add_": Contestant(call=lambda: rows.segment_mean(*turn(), segment, t.places), note="and bincount"),
+        **t.sorting(segment, t.places),
     }
-    return _bench(contestants, lambda: rows.segment_mean(t.some.double(), segment, t.places))
+    golden = lambda: rows.segment_mean(t.some.double(), segment, t.places)
+    return _bench(t, contestants, golden, lambda: rows.segment_mean(t.some, segment, t.places))
 
 
 def _by_clip(t: _Tensors) -> Bench:
+    turn = t.turns(t.full)
     contestants = {
-        OURS: Contestant(call=lambda: F.segment_mean(t.full, t.clip, 8)[0]),
-        "index_add_": Contestant(call=lambda: rows.segment_mean(t.full, t.clip, 8), note="and bincount"),
-        "mean of a view": Contestant(call=lambda: rows.mean_of_equal(t.full, 8), note="needs equal clips, in order"),
+        OURS: Contestant(call=lambda: F.segment_mean(*turn(), t.clip, 8)[0]),
+        "index_add_": Contestant(call=lambda: rows.segment_mean(*turn(), t.clip, 8), note="and bincount"),
+        "mean of a view": Contestant(call=lambda: rows.mean_of_equal(*turn(), 8), note="needs equal clips, in order"),
+        **t.sorting(t.clip, 8),
     }
-    return _bench(contestants, lambda: rows.segment_mean(t.full.double(), t.clip, 8))
+    return _bench(t, contestants, lambda: rows.segment_mean(t.full.double(), t.clip, 8))

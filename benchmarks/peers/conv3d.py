@@ -39,7 +39,7 @@ def patches(video: Tensor, kernel: tuple[int, int, int], keep: Tensor) -> Tensor
 
 def patches_linear(video: Tensor, weight: Tensor, bias: Tensor, pos: Tensor, keep: Tensor) -> Tensor:
     """What masking before the product looks like in plain PyTorch: fold, index, normalise, multiply, add."""
-    rows = patches(video, tuple(weight.shape[2:]), keep)
+    rows = patches(video, tuple(weight.shape[2:]), keep).to(weight.dtype)
     out = nnf.linear(rows, weight.flatten(1), bias).view(*keep.shape, -1)
     return out + pos[keep]
 

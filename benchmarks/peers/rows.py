@@ -12,9 +12,10 @@ def scatter_filled(x: Tensor, index: Tensor, size: int, fill: Tensor) -> Tensor:
 
 
 def segment_mean(x: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """``index_add_`` into zeros, over the counts."""
-    total = x.new_zeros(segments, x.shape[1]).index_add_(0, segment, x)
-    return total / torch.bincount(segment, minlength=segments).clamp_(min=1).unsqueeze(1)
+    """``index_add_`` into zeros, over the counts; 16-bit rows added up in float32, as sums of thousands must be."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    total = wide.new_zeros(segments, x.shape[1]).index_add_(0, segment, wide)
+    return (total / torch.bincount(segment, minlength=segments).clamp_(min=1).unsqueeze(1)).to(x.dtype)
 
 
 def mean_of_equal(x: Tensor, clips: int) -> Tensor:

@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "info": "versions, device, and which backend each op would use and why not the others",
     "selftest": "check every op and backend that can run here against float64",
+    "bench": "time the kernels beside their strongest peers: JSON lines, plots",
     "demo": "the whole recipe in miniature, on video files that it makes itself",
     "train": "train a model as a TOML file says; resumable",
     "embed": "encode video files to vectors",

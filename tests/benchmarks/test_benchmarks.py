@@ -15,6 +15,7 @@ from benchmarks import measure, provenance, run
 from benchmarks.case import OURS, Bench, Case, Claim, Contestant, Options
 from benchmarks.cases import all_cases
 from benchmarks.families.attention import attention_cases
+from benchmarks.families.block import block_cases
 from benchmarks.families.embed import LINEAR, embed_cases
 from benchmarks.families.overhead import overhead_cases
 from benchmarks.families.rows import rows_cases
@@ -31,11 +32,12 @@ PROVENANCE = {
         "threads",
         "python",
         "torch",
+        "triton",
         "transformers",
         "fastvivit",
         "cpu_level",
     ),
-    *("torch_cpu_level", "quick"),
+    *("torch_cpu_level", "quick", "source", "dtype", "gpu"),
 }
 RECORD = {
     *(
@@ -43,6 +45,9 @@ RECORD = {
         "name",
         "layer",
         "counts",
+        "facts",
+        "clock",
+        "absent",
         "flops",
         "bytes",
         "gate",
@@ -70,7 +75,9 @@ def _with_ours(case: Case, call) -> Case:
     return dataclasses.replace(case, build=build)
 
 
-@pytest.mark.parametrize("family", [embed_cases, attention_cases, rows_cases, overhead_cases], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "family", [embed_cases, attention_cases, rows_cases, block_cases, overhead_cases], ids=lambda f: f.__name__
+)
 def test_ours_and_peers_pass_the_gates(family):
     for case in family(QUICK):
         assert case.build().gate() is None, case.name

@@ -1,0 +1,119 @@
+"""The least time of a piece of work on an architecture: bytes, FLOPs and exponentials over its published ceilings.
+
+No measurement: what a kernel can't beat, before anything has run. A run's own measured ceilings, which are lower, are
+in its results file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Ceilings of one part of an architecture.
+
+    Attributes:
+        name: the part.
+        source: where the figures are published.
+        copy: bytes/s of its memory.
+        half: FLOP/s of dense 16-bit matrix products with float32 sums.
+        tf32: the same of TF32.
+        ieee: of float32 without matrix instructions.
+        multiprocessors: how many.
+        clock: Hz at which ``half`` is published.
+        exponentials: a clock a multiprocessor ("Throughput of Native Arithmetic Instructions", CUDA C++ Programming
+            Guide).
+    """
+
+    name: str
+    source: str
+    copy: float
+    half: float
+    tf32: float
+    ieee: float
+    multiprocessors: int
+    clock: float
+    exponentials: int = 16
+
+    @property
+    def exponential_rate(self) -> float:
+        """Exponentials a second."""
+        return self.exponentials * self.multiprocessors * self.clock
+
+
+DEVICES = {
+    80: Device(
+        name="A100 SXM 80 GB",
+        source="NVIDIA A100 80 GB data sheet and Ampere white paper",
+        copy=2.039e12,
+        half=312e12,
+        tf32=156e12,
+        ieee=19.5e12,
+        multiprocessors=108,
+        clock=1.41e9,
+    ),
+    90: Device(
+        name="H100 SXM",
+        source="NVIDIA H100 data sheet and Hopper white paper",
+        copy=3.35e12,
+        half=989.4e12,
+        tf32=494.7e12,
+        ieee=66.9e12,
+        multiprocessors=132,
+        clock=1.83e9,
+    ),
+    100: Device(
+        name="B200",
+        source="NVIDIA Blackwell data sheet; clock from its matrix rate",
+        copy=8.0e12,
+        half=2250e12,
+        tf32=1125e12,
+        ieee=75e12,
+        multiprocessors=148,
+        clock=1.86e9,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a call has to do."""
+
+    flops: int = 0
+    bytes: int = 0
+    exponentials: int = 0
+    kind: str = "half"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds by each ceiling."""
+
+    memory: float
+    products: float
+    exponentials: float
+
+    @property
+    def overlapped(self) -> float:
+        """Everything at once: the least possible."""
+        return max(self.memory, self.products, self.exponentials)
+
+    @property
+    def seconds(self) -> float:
+        """Memory beside the rest, exponentials after the products they wait for: what kernels without overlap reach."""
+        return max(self.memory, self.products + self.exponentials)
+
+    @property
+    def bound(self) -> str:
+        """The ceiling that takes most of it."""
+        if self.memory >= self.products + self.exponentials:
+            return "memory"
+        return "products" if self.products >= self.exponentials else "exponentials"
+
+
+def predict(work: Work, device: Device) -> Prediction:
+    """The least times of ``work`` on ``device``."""
+    return Prediction(
+        work.bytes / device.copy, work.flops / getattr(device, work.kind), work.exponentials / device.exponential_rate
+    )
