@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .predict import Work
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompileCase:
@@ -20,6 +22,7 @@ class CompileCase:
         matrix: whether the machine code must hold matrix instructions (16-bit and TF32 tiles of 64 rows and more).
         unaligned: arguments that are not multiples of 16; pointers and other integers are taken to be.
         arches: compute capabilities that ship this configuration.
+        work: of one call in a real layer, from which the report predicts a time; None where it is next to nothing.
     """
 
     kernel: Callable
@@ -31,6 +34,26 @@ class CompileCase:
     matrix: bool = False
     unaligned: frozenset[str] = field(default_factory=frozenset)
     arches: tuple[int, ...] = (80, 90, 100)
+    work: Work | None = None
+
+
+# The layer of the predictions: ViT-B on 256 frames of 256 x 256, a quarter of its 32,768 tubelets kept for the
+# embedding and the row moves (16 clips), all of them for attention.
+TOKENS, WIDTH, CLIPS = 32768, 768, 16
+# Products of (rows, head dim) matrices, exponentials and buffers of (tokens, heads, head dim), a score or once.
+ATTENTION_WORK = {"forward": (2, 1, 4), "dkdv": (4, 1, 6), "dq": (3, 1, 5)}
+
+
+def attention_work(which: str, kind: str, head_dim: int, padded: int, causal: bool) -> Work | None:
+    """What one kernel does in the layer: products over the padded head dim, buffers without the padding."""
+    if which not in ATTENTION_WORK:
+        return None
+    products, exponentials, buffers = ATTENTION_WORK[which]
+    heads = max(1, WIDTH // head_dim)
+    scores = heads * TOKENS**2 // (2 if causal else 1)
+    item = 2 if kind == "half" else 4
+    moved = buffers * TOKENS * heads * head_dim * item
+    return Work(flops=2 * padded * products * scores, bytes=moved, exponentials=exponentials * scores, kind=kind)
 
 
 POINTERS = {
@@ -76,6 +99,7 @@ def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal
         num_stages=tile.num_stages,
         matrix=kind != "ieee" and rows >= 64,
         arches=(arch,),
+        work=attention_work(which, kind, head_dim, head_pad(head_dim), causal),
     )
 
 
@@ -107,6 +131,7 @@ def attention_cases() -> list[CompileCase]:
                 num_warps=DELTA.num_warps,
                 num_stages=DELTA.num_stages,
                 arches=(80, 86, 90, 100),
+                work=Work(bytes=2 * TOKENS * WIDTH * 2),
             )
         )
     return cases

@@ -10,7 +10,8 @@ import triton.language as tl
 from fastvivit.ops import _rows_triton as rows
 from fastvivit.ops.tubelet_embed import backend_triton, triton_backward, triton_forward
 
-from .compile_cases import CompileCase
+from .compile_cases import CLIPS, TOKENS, WIDTH, CompileCase
+from .predict import Work
 
 ARCHES = (80, 90, 100)
 TYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,8 +31,38 @@ def _row_case(kernel: Callable, name: str, dtype: str, absent: tuple[str, ...], 
     signature = {n: types[n] for n in kernel.arg_names if n not in constexprs}
     # Widths in accesses (96 or 192) happen to be multiples of 16 in ViT-B and L; nothing may hang on it.
     unaligned = frozenset({"width_units", "stride_units", "lasts", "flag"})
-    name = f"rows {name} {dtype}"
-    return CompileCase(kernel=kernel, name=name, signature=signature, constexprs=constexprs, unaligned=unaligned)
+    return CompileCase(
+        kernel=kernel,
+        name=f"rows {name} {dtype}",
+        signature=signature,
+        constexprs=constexprs,
+        unaligned=unaligned,
+        work=_row_work(name, dtype),
+    )
+
+
+# Rows read and written, as shares of all; a mean by place leaves a 64th of them, a sum down to one row nothing.
+MOVED = {
+    **{"gather": 1 / 2, "scatter": 5 / 4, "scatter zero": 5 / 4, "segment mean backward": 1 / 4 + 1 / 64},
+    **{"gather backward": 5 / 4, "segment mean": 1 / 4 + 1 / 64, "long segments": 1 / 4},
+    **{"fill gradient": 1.0, "bias gradient": 1 / 4},
+}
+
+
+def _row_work(name: str, dtype: str) -> Work | None:
+    """The rows of 16 clips, a quarter of them kept; None for the second step of a sum, over a few rows."""
+    if name not in MOVED:
+        return None
+    return Work(bytes=int(MOVED[name] * CLIPS * TOKENS * WIDTH * TYPES[dtype].itemsize))
+
+
+def _embed_work(name: str, kind: str, pixels: str, weight: str) -> Work:
+    """One product over the kept tubelets of one clip; pixels, rows and weights once."""
+    kept, patch = TOKENS // 4, 3 * 2 * 16 * 16
+    size, own = TYPES[pixels].itemsize, TYPES[weight].itemsize
+    moved = kept * patch * size + kept * WIDTH * own + WIDTH * patch * own
+    moved += kept * WIDTH * own if name.startswith("forward") else 0  # positions
+    return Work(flops=2 * kept * patch * WIDTH, bytes=moved, kind=kind)
 
 
 def rows_cases() -> list[CompileCase]:
@@ -102,6 +133,8 @@ def _embed_case(kernel, name, arch, tile, kind, pointers, constants, last=False)
         matrix=kind != "ieee" and block_rows >= 64,
         unaligned=frozenset({"flag", *(["stride_w"] if last else [])}),
         arches=(arch,),
+        # Every name ends with the types of its operands.
+        work=_embed_work(name, kind, *name.split()[-2:]),
     )
 
 

@@ -2,7 +2,9 @@
 
     python -m benchmarks.compile_report [--arch 80 90 100] [--only NAME] [--json FILE] [--jobs N]
 
-Prints registers, stack, spills, shared memory and matrix instructions of each kernel, configuration and architecture.
+Prints registers, stack, spills, shared memory and matrix instructions of each kernel, configuration and architecture,
+and a predicted time: the bytes, FLOPs and exponentials of its layer in ViT-B on 256 frames over the published ceilings
+of the architecture (benchmarks/predict.py), softmax after products, and which ceiling it is. Nothing is timed.
 Exits with 1 where a shipped configuration does not compile, spills, takes more shared (or tensor) memory than the
 architecture has, or lacks the architecture's matrix instructions where its products should have become some. Notes,
 without failing, where ptxas made wgmma instructions, asynchronous by nature, wait for each other (sm_90).
@@ -32,6 +34,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from .compile_cases import CompileCase, attention_cases  # noqa: E402
 from .compile_cases_rows import embed_cases, rows_cases  # noqa: E402
+from .predict import DEVICES, predict  # noqa: E402
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TENSOR_MEMORY_LIMIT = 512
@@ -45,7 +48,18 @@ MATRIX = {
     120: ("mma.sync", "HMMA"),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-COLUMNS = ("kernel and configuration", "arch", "regs", "stack", "spills", "shared", "matrix", "s", "verdict")
+COLUMNS = (
+    "kernel and configuration",
+    "arch",
+    "regs",
+    "stack",
+    "spills",
+    "shared",
+    "matrix",
+    "predicted",
+    "s",
+    "verdict",
+)
 
 
 @dataclass
@@ -62,6 +76,8 @@ class Report:
     shared: int = 0
     tensor_memory: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    predicted_seconds: float | None = None
+    bound: str | None = None
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -90,6 +106,9 @@ def source_of(case: CompileCase) -> ASTSource:
 def compile_case(case: CompileCase, arch: int) -> Report:
     """Compile ``case`` for ``arch`` and judge it."""
     report = Report(case.name, arch, case.num_warps, case.num_stages)
+    if case.work is not None and arch in DEVICES:
+        prediction = predict(case.work, DEVICES[arch])
+        report.predicted_seconds, report.bound = prediction.seconds, prediction.bound
     started = time.perf_counter()
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
     try:
@@ -162,7 +181,8 @@ def _line(report: Report) -> tuple[str, ...]:
     name = f"{report.name}  w{report.num_warps} s{report.num_stages}"
     verdict = "; ".join((report.problems or ["ok"]) + report.notes)
     numbers = (report.arch, report.registers, report.stack, report.spills, report.shared)
-    return (name, *map(str, numbers), matrix, f"{report.seconds:.1f}", verdict)
+    least = "-" if report.predicted_seconds is None else f"{report.predicted_seconds * 1e6:.0f} µs {report.bound}"
+    return (name, *map(str, numbers), matrix, least, f"{report.seconds:.1f}", verdict)
 
 
 # Set before the worker processes fork: kernels can't be sent to them, names can.
@@ -188,8 +208,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no case has {options.only!r} in its name on sm {options.arch}", file=sys.stderr)
         return 1
     width = max(len(name) for name, _ in jobs) + 8
-    form = f"{{:<{width}}}{{:>5}}{{:>6}}{{:>7}}{{:>8}}{{:>9}}  {{:<22}}{{:>6}}  {{}}"
-    print(f"triton {triton.__version__}\n{form.format(*COLUMNS)}", flush=True)
+    form = f"{{:<{width}}}{{:>5}}{{:>6}}{{:>7}}{{:>8}}{{:>9}}  {{:<22}}{{:<23}}{{:>6}}  {{}}"
+    print(f"triton {triton.__version__}")
+    for device in (DEVICES[arch] for arch in options.arch if arch in DEVICES):
+        print(f"predicted with {device.summary}")
+    print(form.format(*COLUMNS), flush=True)
     reports = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
         for future in as_completed([pool.submit(_compile_named, *job) for job in jobs]):

@@ -41,6 +41,13 @@ class Device:
         """Exponentials a second."""
         return self.exponentials * self.multiprocessors * self.clock
 
+    @property
+    def summary(self) -> str:
+        """The ceilings and where they come from, in one line."""
+        rates = f"{self.copy / 1e12:.2f} TB/s, {self.half / 1e12:.0f} (16 bits), {self.tf32 / 1e12:.0f} (TF32) and "
+        rates += f"{self.ieee / 1e12:.1f} (float32) TFLOP/s, {self.exponential_rate / 1e12:.2f} T exponentials/s"
+        return f"{self.name}: {rates} ({self.source})"
+
 
 DEVICES = {
     80: Device(
