@@ -41,19 +41,17 @@ class CompileCase:
 # embedding and the row moves (16 clips), all of them for attention.
 TOKENS, WIDTH, CLIPS = 32768, 768, 16
 # Products of (rows, head dim) matrices, exponentials and buffers of (tokens, heads, head dim), a score or once.
-ATTENTION_WORK = {"forward": (2, 1, 4), "dkdv": (4, 1, 6), "dq": (3, 1, 5)}
+ATTENTION_WORK = {"forward": (2, 1, 4), "dkdv": (4, 1, 6), "dq": (3, 1, 5), "atomic": (5, 1, 7)}
 
 
-def attention_work(which: str, kind: str, head_dim: int, padded: int, causal: bool) -> Work | None:
-    """What one kernel does in the layer: products over the padded head dim, buffers without the padding."""
-    if which not in ATTENTION_WORK:
-        return None
+def attention_work(which: str, kind: str, head_dim: int, causal: bool) -> Work:
+    """What one kernel does in the layer; columns that pad a head dim are not counted."""
     products, exponentials, buffers = ATTENTION_WORK[which]
     heads = max(1, WIDTH // head_dim)
     scores = heads * TOKENS**2 // (2 if causal else 1)
     item = 2 if kind == "half" else 4
     moved = buffers * TOKENS * heads * head_dim * item
-    return Work(flops=2 * padded * products * scores, bytes=moved, exponentials=exponentials * scores, kind=kind)
+    return Work(flops=2 * head_dim * products * scores, bytes=moved, exponentials=exponentials * scores, kind=kind)
 
 
 POINTERS = {
@@ -99,7 +97,7 @@ def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal
         num_stages=tile.num_stages,
         matrix=kind != "ieee" and rows >= 64,
         arches=(arch,),
-        work=attention_work(which, kind, head_dim, head_pad(head_dim), causal),
+        work=attention_work(which, kind, head_dim, causal),
     )
 
 

@@ -14,6 +14,7 @@ from fastvivit.ops.varlen_attention.op import OP
 from .. import golden
 from ..case import OURS, Bench, Case, Claim, Contestant, Options
 from ..gate import against, wrapped
+from ..ours import other_backends
 from ..peers import attention as peers
 from ..peers import sdpa
 
@@ -181,12 +182,12 @@ def _build(options: Options, shape: _Shape, direction: str) -> Bench:
         contestants[LOOSE] = contestant(packed(cu_seqlens, longest, deterministic=False), note="deterministic=False")
     found, absent = peers.others(peers.Batch(lengths=lengths, cu_seqlens=cu_seqlens, options=options))
     contestants |= {name: contestant(function) for name, function in found.items()}
-    for name in _other_backends(leaves[0], longest, options):
-        more = {} if options.quick or longest <= REFERENCE_TOKENS else {"reference": "stores every score"}
-        if name in more:
-            absent[f"{OURS}, {name}"] = more[name]
-        else:
-            contestants[f"{OURS}, {name}"] = contestant(packed(cu_seqlens, longest, backend=name))
+    asked = (leaves[0], longest, longest, False)
+    for name in other_backends(OP, asked, leaves[0].device.type):
+        contestants[f"{OURS}, {name}"] = contestant(packed(cu_seqlens, longest, backend=name))
+    # The definition stores every score, and reads the lengths.
+    if not options.gpu and longest <= REFERENCE_TOKENS:
+        contestants[f"{OURS}, reference"] = contestant(packed(cu_seqlens, longest, backend="reference"))
     attend = torch.nn.functional.scaled_dot_product_attention
     if equal:
         first = [sdpa.heads_first(t, len(lengths)) for t in leaves]
@@ -216,14 +217,3 @@ def _build(options: Options, shape: _Shape, direction: str) -> Bench:
         return {"forward": out, "backward": grads, "forward + backward": [out, *grads]}[direction]
 
     return Bench(contestants=contestants, gate=against(exact, contestants), absent=absent)
-
-
-def _other_backends(q: Tensor, longest: int, options: Options) -> list[str]:
-    """Our own backends beside the one that auto takes, from the op's table; on a GPU those without a stall."""
-    asked = (q, longest, longest, False)
-    try:
-        chosen = OP.choose("auto", q.device.type, *asked).__name__
-        able = [b for b in OP.backends if b.why_not(asked) is None and b.module != chosen]
-    except Exception:  # a table that asks for more than we know: our own choice is timed anyway
-        return []
-    return [b.name for b in able if not (options.gpu and b.name == "reference")]

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 import fastvivit.functional as F
+from fastvivit._backends import Op
+from fastvivit.ops.gather_tokens.op import OP as GATHER
+from fastvivit.ops.scatter_tokens.op import OP as SCATTER
+from fastvivit.ops.segment_mean.op import OP as SEGMENT
 
 from ..case import OURS, Bench, Case, Claim, Contestant, Options
 from ..gate import against, with_gradients
+from ..ours import other_backends
 from ..peers import rows
 
 INVERSE = "inverse map alone"
@@ -91,7 +96,7 @@ class _Tensors:
         """What our sums spend before they move a row: the rows of each segment, in order."""
         if not self.options.gpu:
             return {}
-        from fastvivit.ops._rows_triton import sort_ids
+        from fastvivit.ops.gather_tokens.backend_triton import sort_ids
 
         note = "rows in order of their ids; no row moved"
         return {INVERSE: Contestant(call=lambda: sort_ids(segment, segments), note=note, same=False)}
@@ -104,6 +109,11 @@ class _Tensors:
 
         call = lambda: invert_ids(self.index, self.tokens)[0]
         return {INVERSE: Contestant(call=call, note="which row goes to each place; no row moved", same=False)}
+
+    def others(self, op: Op, x: Tensor, make: Callable[[str], Callable[[], object]]) -> dict[str, Contestant]:
+        """Our backends beside the one that auto takes; ``make`` builds the call of a named one."""
+        names = other_backends(op, (x,), x.device.type)
+        return {f"{OURS}, {name}": Contestant(call=make(name)) for name in names}
 
     def compiled(self, function: Callable[..., Tensor]) -> tuple[dict[str, Contestant], dict[str, str]]:
         """The reference by ``torch.compile``, or why it takes no part."""
@@ -126,6 +136,7 @@ def _gather(t: _Tensors) -> Bench:
     contestants = {
         OURS: Contestant(call=lambda: F.gather_tokens(*turn(), t.index)),
         "index_select": Contestant(call=lambda: turn()[0].index_select(0, t.index)),
+        **t.others(GATHER, t.full, lambda name: lambda: F.gather_tokens(*turn(), t.index, backend=name)),
     }
     return _bench(t, contestants, lambda: t.full[t.index], lambda: t.full[t.index])
 
@@ -139,6 +150,11 @@ def _gather_backward(t: _Tensors) -> Bench:
             note="its gradient is index_add_",
         ),
         **t.sorting(t.index, t.tokens),
+        **t.others(
+            GATHER,
+            leaf,
+            lambda name: with_gradients(lambda x: F.gather_tokens(x, t.index, backend=name), [leaf], t.grad),
+        ),
     }
     exact = leaf.detach().double().requires_grad_()
     return _bench(t, contestants, with_gradients(lambda x: x[t.index], [exact], t.grad.double()))
@@ -153,6 +169,11 @@ def _scatter(t: _Tensors) -> Bench:
             note="over an output filled first",
         ),
         **t.inverse(),
+        **t.others(
+            SCATTER,
+            t.some,
+            lambda name: lambda: F.scatter_tokens(*turn(), t.index, t.tokens, fill=t.fill, backend=name),
+        ),
     }
     plain = lambda: rows.scatter_filled(t.some, t.index, t.tokens, t.fill)
     golden = lambda: rows.scatter_filled(t.some.double(), t.index, t.tokens, t.fill.double())
@@ -165,6 +186,7 @@ def _by_place(t: _Tensors) -> Bench:
         OURS: Contestant(call=lambda: F.segment_mean(*turn(), segment, t.places)[0]),
         "index_add_": Contestant(call=lambda: rows.segment_mean(*turn(), segment, t.places), note="and bincount"),
         **t.sorting(segment, t.places),
+        **t.others(SEGMENT, t.some, lambda name: lambda: F.segment_mean(*turn(), segment, t.places, backend=name)[0]),
     }
     golden = lambda: rows.segment_mean(t.some.double(), segment, t.places)
     return _bench(t, contestants, golden, lambda: rows.segment_mean(t.some, segment, t.places))
@@ -177,5 +199,6 @@ def _by_clip(t: _Tensors) -> Bench:
         "index_add_": Contestant(call=lambda: rows.segment_mean(*turn(), t.clip, 8), note="and bincount"),
         "mean of a view": Contestant(call=lambda: rows.mean_of_equal(*turn(), 8), note="needs equal clips, in order"),
         **t.sorting(t.clip, 8),
+        **t.others(SEGMENT, t.full, lambda name: lambda: F.segment_mean(*turn(), t.clip, 8, backend=name)[0]),
     }
     return _bench(t, contestants, lambda: rows.segment_mean(t.full.double(), t.clip, 8))
