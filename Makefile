@@ -31,20 +31,22 @@ compile-report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.compile_report
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.run --save
+	$(BIN)/fastvivit bench --save
 
 # On a machine with a GPU, with the Python it is given: no virtual environment and no network. Under ten minutes, in stages
-# that can be run alone: make gpu STAGES="smoke bench", or make gpu-smoke.
+# that can be run alone: make gpu STAGES="smoke bench", or make gpu-smoke. A copy without its history is told its commit:
+# make gpu COMMIT=... (results name it).
 STAGES ?= build smoke bench test sanitize more
+GPU = $(PYTHON) benchmarks/gpu.py $(if $(COMMIT),--commit $(COMMIT))
 gpu:
-	$(PYTHON) benchmarks/gpu.py --stages $(STAGES)
+	$(GPU) --stages $(STAGES)
 
 gpu-build gpu-smoke gpu-bench gpu-test gpu-sanitize gpu-more:
-	$(PYTHON) benchmarks/gpu.py --stages $(@:gpu-%=%)
+	$(GPU) --stages $(@:gpu-%=%)
 
 # The same on a CPU as far as it goes: Triton's interpreter, tiny shapes, nothing kept.
 gpu-dry-run:
-	$(PYTHON) benchmarks/gpu.py --stages $(STAGES) --dry-run
+	$(GPU) --stages $(STAGES) --dry-run
 
 $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

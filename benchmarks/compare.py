@@ -2,9 +2,9 @@
 
 B is the working tree where it is not named. Each commit is checked out into a temporary folder and built there; both
 are timed by this tree's cases, each in a process of its own that lives as long as the comparison, and the two take
-turns: a round samples both, every second one in the other order, so that a drift of the machine meets both. Only our own
-times are taken, after the same gate as in ``fastvivit bench``. Exits with 1 where a result was wrong or a case is slower in B
-by more than ``--threshold`` with its whole spread.
+turns: a round samples both, every second one in the other order, so that a drift of the machine meets both. Only our
+own times are taken, after the same gate as in ``fastvivit bench``. Exits with 1 where a result was wrong, or where a
+case is slower in B by more than ``--threshold`` with its whole spread.
 """
 
 from __future__ import annotations

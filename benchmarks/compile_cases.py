@@ -38,8 +38,8 @@ class CompileCase:
 
 
 # The layer of the predictions: ViT-B on 256 frames of 256 x 256, a quarter of its 32,768 tubelets kept for the
-# embedding and the row moves (16 clips), all of them for attention.
-TOKENS, WIDTH, CLIPS = 32768, 768, 16
+# embedding and the row moves (24 clips), all of them for attention.
+TOKENS, WIDTH, CLIPS = 32768, 768, 24
 # Products of (rows, head dim) matrices, exponentials and buffers of (tokens, heads, head dim), a score or once.
 ATTENTION_WORK = {"forward": (2, 1, 4), "dkdv": (4, 1, 6), "dq": (3, 1, 5), "atomic": (5, 1, 7)}
 

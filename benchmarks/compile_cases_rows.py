@@ -50,7 +50,7 @@ MOVED = {
 
 
 def _row_work(name: str, dtype: str) -> Work | None:
-    """The rows of 16 clips, a quarter of them kept; None for the second step of a sum, over a few rows."""
+    """The rows of 24 clips, a quarter of them kept; None for the second step of a sum, over a few rows."""
     if name not in MOVED:
         return None
     return Work(bytes=int(MOVED[name] * CLIPS * TOKENS * WIDTH * TYPES[dtype].itemsize))

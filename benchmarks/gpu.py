@@ -65,17 +65,18 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def steps(stage: str, python: str, *, dry: bool, save: list[str]) -> list[Step]:
+def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = "") -> list[Step]:
     """What a stage runs."""
     module = [python, "-m"]
     if stage == "build":
         return [Step(name="build", command=[python, "setup.py", "-q", "build_ext", "--inplace"], seconds=90)]
     if stage == "smoke":
         device = ["--device", "cpu"] if dry else ["--device", "cuda", "--limit", "70"]
-        lines = [] if dry or not save else ["--json", str(Path(save[-1]) / "smoke.jsonl")]
+        # Beside the log: what is right or wrong here is no figure for the results.
+        lines = ["--json", str(Path(save[1]) / "smoke.jsonl")] if len(save) > 1 and not dry else []
         return [Step(name="smoke", command=[*module, "benchmarks.smoke", *device, *lines], seconds=90)]
     if stage in BENCHES:
-        return _benches(stage, module, dry, save)
+        return _benches(stage, module, dry, [*save, *(["--commit", commit] if commit else [])])
     if stage == "test":
         tests = ["tests/ops", "tests/modules", "tests/test_tokens.py"]
         # A warning of some other version of a third party is no failure here. Compiling dominates: all cores.
@@ -176,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
     parser.add_argument("--minutes", type=float, default=9.5, help="for all of it")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: interpreter, tiny shapes, nothing kept")
+    parser.add_argument("--commit", default="", help="which one this is, in a copy without its history")
     given = parser.parse_args(argv)
     if not given.dry_run and not _has_gpu():
         print("no CUDA device here (--dry-run goes as far as a CPU can)", file=sys.stderr)
@@ -189,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     outcomes = []
     # In the order of STAGES, whatever the order they were named in.
     for stage in (stage for stage in STAGES if stage in given.stages):
-        for step in steps(stage, sys.executable, dry=given.dry_run, save=save):
+        for step in steps(stage, sys.executable, dry=given.dry_run, save=save, commit=given.commit):
             left = deadline - time.monotonic()
             began = time.monotonic()
             outcome = "not begun: out of time" if left < 10 else run(step, min(step.seconds, left), log)

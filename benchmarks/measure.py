@@ -101,7 +101,8 @@ def interleaved(
 ) -> dict[str, Spread]:
     """Time ``calls`` in rounds that sample each once, so that a drift of the machine meets them all.
 
-    Every second round runs backwards, so that nobody always follows the same neighbour's cache contents.
+    Every second round runs backwards, so that nobody always follows the same neighbour's cache contents. Whoever takes
+    longer than ``seconds`` for one call is called once, and has that for every round.
 
     Args:
         calls: by name.
@@ -122,12 +123,16 @@ def interleaved(
             times[name] = (count, estimate + 1e-3)  # the wait and the flush
         else:
             times[name] = (max(1, math.ceil(SAMPLE / max(estimate, 1e-7))), estimate)
-    a_round = sum(count * estimate for count, estimate in times.values())
+    # A tiny budget asks for few rounds, not for single calls.
+    once = {name: estimate for name, (_, estimate) in times.items() if estimate > max(seconds, 1.0)}
+    once = {} if len(once) == len(times) else once
+    a_round = sum(count * estimate for name, (count, estimate) in times.items() if name not in once)
     rounds = max(min_rounds, min(MAX_ROUNDS, int(seconds / a_round)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[float]] = {name: [once[name]] * rounds if name in once else [] for name in calls}
     for turn in range(rounds):
         gc.collect()
-        for name in list(calls) if turn % 2 == 0 else reversed(list(calls)):
+        turning = [name for name in calls if name not in once]
+        for name in turning if turn % 2 == 0 else reversed(turning):
             samples[name].append(take(calls[name], times[name][0], device))
     return {name: Spread(tuple(found)) for name, found in samples.items()}
 

@@ -21,11 +21,13 @@ CHECKOUT = HERE.parent if (HERE.parent / "pyproject.toml").is_file() else None
 RESULTS = HERE / "results" if CHECKOUT else Path("fastvivit-results")
 
 
-def provenance(device: str, *, quick: bool, dtype: torch.dtype = torch.float32) -> dict[str, object]:
-    """Commit, machine and versions, as JSON values."""
+def provenance(
+    device: str, *, quick: bool, dtype: torch.dtype = torch.float32, named: str | None = None
+) -> dict[str, object]:
+    """Commit, machine and versions, as JSON values; ``named`` is the commit where there is no history to ask."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit() or "none",
+        "commit": commit() or (named or "none")[:12],
         # Results of earlier runs lie in the tree too, and change no timing.
         "dirty": _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results") not in ("", None),
         "source": source_hash(),

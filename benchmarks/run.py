@@ -58,7 +58,10 @@ def run_case(case: Case, limits: Ceilings, options: Options) -> dict[str, object
         return {**record, "gate": wrong}
     calls = {name: contestant.call for name, contestant in bench.contestants.items()}
     seconds, rounds = (0.05, 2) if options.quick else (case.seconds, case.min_rounds)
-    found = interleaved(calls, seconds=seconds, min_rounds=rounds, device=options.device, clock=case.clock)
+    try:
+        found = interleaved(calls, seconds=seconds, min_rounds=rounds, device=options.device, clock=case.clock)
+    except Exception as error:
+        return {**record, "gate": f"broke while it was timed: {type(error).__name__}: {error}".splitlines()[0][:300]}
     record["rounds"] = len(found[OURS].samples)
     least = limits.seconds(case.flops, case.bytes)
     for name, spread in found.items():
@@ -166,6 +169,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="peers compiled by torch.compile too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--commit", help="which one this is, in a copy without its history")
     parser.add_argument("--seconds", type=float, help="at most so long for the rounds of a case")
     given = parser.parse_args(argv)
     if given.save is not None and given.quick:
@@ -191,7 +195,7 @@ def main(argv: list[str] | None = None, prog: str = "benchmarks.run") -> int:
     people = sys.stderr if given.json == "-" else sys.stdout
     say = partial(print, file=people, flush=True)
     options = given.options
-    run = provenance(options.device, quick=options.quick, dtype=options.dtype)
+    run = provenance(options.device, quick=options.quick, dtype=options.dtype, named=given.commit)
     limits = ceilings(options.device, quick=options.quick, dtype=options.dtype)
     code = f"{run['commit']}, dirty" if run["dirty"] else run["commit"]
     say(f"{run['device']}, {run['threads']} threads, cpu level {run['cpu_level']}, torch {run['torch']}")

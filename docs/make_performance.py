@@ -33,10 +33,11 @@ METHOD = """
 ## How it is measured
 Every result is compared with float64 before its case is timed. Contestants alternate within a run, every second round
 backwards; a figure is the median of the rounds (10 and 90 % points in brackets), a ratio the median of the rounds'
-ratios. On a GPU the device's own events time each call, with the second-level cache emptied before it and the launches
-hidden behind a wait; the launch-bound cases are timed from the host, call after call. FLOPs of attention are
-`4 · d · H · Σ L²`, of its backward 2.5 times that, whatever a kernel computes twice. "Of the ceiling" is the least time
-for the case's FLOPs and bytes at the ceilings that the same run measured, over the time it took.
+ratios; a peer that takes longer than a case's whole time is called once. On a GPU the device's own events time each
+call, with the second-level cache emptied before it and the launches hidden behind a wait; the launch-bound cases are
+timed from the host, call after call. FLOPs of attention are `4 · d · H · Σ L²`, of its backward 2.5 times that,
+whatever a kernel computes twice. "Of the ceiling" is the least time for the case's FLOPs and bytes at the ceilings
+that the same run measured, over the time it took.
 """
 
 
@@ -146,7 +147,7 @@ def _figures(run: dict) -> str:
     state = ", with uncommitted changes" if about["dirty"] else ""
     threads = "" if _is_gpu(about["device"]) else f", {about['threads']} threads"
     lines.append(
-        f"`benchmarks/results/{run['path'].name}`: commit {about['commit']}{state}, torch {about['torch']}{threads}."
+        f"`benchmarks/results/{run['path'].name}`: commit {_commit(about)}{state}, torch {about['torch']}{threads}."
     )
     if limits:
         lines[-1] += (
@@ -176,6 +177,10 @@ def _figures(run: dict) -> str:
             f"| {ratio['median']:.2f} ({ratio['p10']:.2f} to {ratio['p90']:.2f}) | {share} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _commit(about: dict) -> str:
+    return about["commit"] if about["commit"] != "none" else f"not recorded (sources {about['source']})"
 
 
 def _spread(seconds: dict[str, float]) -> str:

@@ -154,11 +154,11 @@ def _case(options: Options, shape: _Shape, direction: str) -> Case:
 def _build(options: Options, shape: _Shape, direction: str) -> Bench:
     lengths, heads, width, device = shape.lengths, shape.heads, shape.width, options.device
     backward = direction != "forward"
-    generator = torch.Generator().manual_seed(0)
+    generator = options.generator()
     rows, longest, equal = shape.rows, max(lengths), len(set(lengths)) == 1
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device, options.dtype)
+        return torch.randn(*size, generator=generator, device=device).to(options.dtype)
 
     qkv, grad = normal(rows, 3, heads, width), normal(rows, heads, width)
     leaves = [t.detach().requires_grad_(backward) for t in qkv.unbind(1)]

@@ -77,22 +77,22 @@ def _case(options: Options, frames: int, mask: int, backward: bool) -> Case:
 
 
 def _build(options: Options, shape, width: int, kernel, kept: int, tokens: int, backward: bool) -> Bench:
-    generator = torch.Generator().manual_seed(0)
+    drawn = {"generator": options.generator(), "device": options.device}
 
     def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
-        made = (torch.randn(*size, generator=generator) * scale).to(options.device, options.dtype)
+        made = (torch.randn(*size, **drawn) * scale).to(options.dtype)
         return made.requires_grad_(backward)
 
-    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(options.device)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, **drawn)
     weight, bias, pos = normal(width, 3, *kernel, scale=0.02), normal(width), normal(tokens, width)
     # A hair more than the share, which int() would else round down to one tubelet less.
     share = 1 - kept / tokens + 1e-9 if kept < tokens else 0.0
-    keep = F.random_keep(1, tokens, share, generator=generator).to(options.device)
+    keep = F.random_keep(1, tokens, share, generator=torch.Generator().manual_seed(0)).to(options.device)
     last = torch.channels_last_3d
     video_last = video.contiguous(memory_format=last)
     weight_last = weight.detach().contiguous(memory_format=last).requires_grad_(backward)
     rows = conv3d.patches(video, kernel, keep).to(options.dtype)
-    grad = torch.randn(1, kept, width, generator=generator).to(options.device, options.dtype)
+    grad = torch.randn(1, kept, width, **drawn).to(options.dtype)
     # Gathered before the clock starts, bias included where the product can add it all at once.
     ready_pos = pos.detach()[keep[0]]
     addend = (ready_pos.double() + bias.detach().double()).to(options.dtype)

@@ -26,10 +26,10 @@ SETS = 3
 
 def rows_cases(options: Options) -> list[Case]:
     """Gather, its gradient, scatter with a fill, and both uses of the segment mean."""
-    tokens, width = (256, 32) if options.quick else (16 * 32768, 768) if options.gpu else (16384, 768)
+    tokens, width = (256, 32) if options.quick else (24 * 32768, 768) if options.gpu else (16384, 768)
     kept, places = tokens // 4, tokens // 64
     row = options.dtype.itemsize * width
-    grid = f"ViT-B on {'16 x 256' if options.gpu else 128} frames, {kept} of {tokens} tokens"
+    grid = f"ViT-B on {'24 x 256' if options.gpu else 128} frames, {kept} of {tokens} tokens"
     grid = "a small grid" if options.quick else grid
 
     def case(name: str, use: str, moved: int, build, minus: str | None = None) -> Case:
@@ -71,10 +71,10 @@ def rows_cases(options: Options) -> list[Case]:
 
 class _Tensors:
     def __init__(self, options: Options, tokens: int, kept: int, places: int, width: int) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = options.generator()
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator).to(options.device, options.dtype)
+            return torch.randn(*size, generator=generator, device=options.device).to(options.dtype)
 
         self.options, self.tokens, self.places = options, tokens, places
         self.full, self.some, self.fill, self.grad = (
@@ -83,7 +83,8 @@ class _Tensors:
             normal(width),
             normal(kept, width),
         )
-        self.index = F.random_keep(1, tokens, 0.75, generator=generator)[0].to(options.device)
+        drawn = torch.Generator().manual_seed(0)
+        self.index = F.random_keep(1, tokens, 0.75, generator=drawn)[0].to(options.device)
         self.clip = torch.arange(8, device=options.device).repeat_interleave(tokens // 8)
 
     def turns(self, *tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:

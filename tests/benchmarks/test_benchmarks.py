@@ -244,3 +244,67 @@ def test_a_claim_is_not_judged_in_noise_beyond_it():
 def test_results_are_named_by_day_device_and_commit():
     run_of = {"date": "2026-01-02T03:04:05+00:00", "device": "AMD EPYC (tm) 9", "commit": "0123456789ab"}
     assert provenance.results_file(run_of).name == "2026-01-02_amd-epyc-tm-9_0123456789ab.jsonl"
+
+
+def test_claims_of_rates_and_of_bandwidth():
+    case = Case(name="c", layer="", counts="", flops=10**12, bytes=10**9, build=lambda: None)
+    limits = measure.Ceilings(copy=4e9, product=1e15)
+    found = {OURS: measure.Spread((0.5, 0.5)), "map": measure.Spread((0.25, 0.25)), "loose": measure.Spread((0.2, 0.2))}
+    judged = Claim(text="", rate=2e12).judge(found, case, limits)
+    assert (judged["value"], judged["unit"], judged["met"]) == (2.0, "TFLOP/s", True)
+    judged = Claim(text="", rate=6e12, who="loose").judge(found, case, limits)
+    assert (judged["who"], judged["met"]) == ("loose", False) and judged["value"] == pytest.approx(5.0)
+    assert not Claim(text="", of_copy=0.9).judge(found, case, limits)["met"]
+    judged = Claim(text="", of_copy=0.9, minus="map").judge(found, case, limits)
+    assert judged["value"] == pytest.approx(1.0) and judged["met"]
+    assert Claim(text="", rate=1.0, who="absent").judge(found, case, limits) is None
+
+
+def test_a_peer_with_more_work_is_judged_by_its_rate():
+    case = Case(name="c", layer="", counts="", flops=100, bytes=1, build=lambda: None)
+    found = {OURS: measure.Spread((1.0,)), "equal": measure.Spread((2.0,))}
+    claim = Claim(text="", peers=("equal",), at_least=0.95)
+    assert claim.judge(found, case, None, {"equal": 200})["value"] == pytest.approx(1.0)
+    assert claim.judge(found, case, None, {"equal": 400})["met"] is False
+
+
+def test_a_peer_that_refuses_is_named_with_its_reason_and_the_rest_is_timed():
+    case = _by_name(rows_cases(QUICK), "rows/gather")
+
+    def build() -> Bench:
+        bench = case.build()
+
+        def refuse():
+            raise RuntimeError("no kernel for this\nand a long story")
+
+        bench.contestants["other"] = Contestant(call=refuse)
+        bench.contestants["off"] = Contestant(call=lambda: bench.contestants["index_select"].call() * 2)
+        return bench
+
+    record = run.run_case(dataclasses.replace(case, build=build), measure.Ceilings(1e9, 1e9), QUICK)
+    assert record["gate"] == "ok" and set(record["contestants"]) >= {OURS, "index_select"}
+    assert record["absent"]["other"] == "RuntimeError: no kernel for this"
+    assert record["absent"]["off"].startswith("result 0: ")
+    assert not {"other", "off"} & set(record["contestants"])
+
+
+@pytest.mark.parametrize("when", ["build", "time"])
+def test_a_case_that_breaks_leaves_the_others_alone(when, monkeypatch):
+    def boom(*arguments, **more):
+        raise RuntimeError("out of everything")
+
+    case = _by_name(rows_cases(QUICK), "rows/gather")
+    if when == "build":
+        case = dataclasses.replace(case, build=boom)
+    else:
+        monkeypatch.setattr(run, "interleaved", boom)
+    record = run.run_case(case, measure.Ceilings(1e9, 1e9), QUICK)
+    assert "out of everything" in record["gate"] and record["contestants"] == {}
+
+
+def test_a_slow_peer_is_called_once():
+    turns = []
+    calls = {"fast": lambda: turns.append("f"), "slow": lambda: (turns.append("s"), time.sleep(1.05))}
+    found = measure.interleaved(calls, seconds=0.0, min_rounds=3, device="cpu")
+    assert turns.count("s") == 1 and found["slow"].p10 == found["slow"].p90 >= 1.05
+    assert len(found["slow"].samples) == len(found["fast"].samples) == 3
