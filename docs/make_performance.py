@@ -97,14 +97,27 @@ def _targets(gpus: list[dict]) -> str:
         lines.append(f"Measured in {', '.join(files)}; the last column is the bound predicted from published ceilings.")
     lines += ["", "| case | reach | measured | bound |", "| --- | --- | --- | --- |"]
     for case, claim in _claimed():
-        which = case.name.partition("/")[2] + (f", {claim.who.partition(', ')[2]}" if claim.who != OURS else "")
         found = measured.get((case.name, claim.text, claim.who))
         value = "not measured yet" if found is None else _measured(found[0])
-        family = case.name.partition("/")[0]
         reach = claim.text.removeprefix("H100: ")
-        lines.append(f"| {family}: {which} | {reach} | {value} | {_bound(case, claim)} |")
+        lines.append(f"| {_label(case, claim)} | {reach} | {value} | {_bound(case, claim)} |")
     lines += ["", _ceilings()]
     return "\n".join(lines) + "\n"
+
+
+def _label(case: Case, claim: Claim) -> str:
+    """The case in the words of what is to be reached."""
+    family, _, what = case.name.partition("/")
+    facts = case.facts
+    if family == "attention":
+        where = f"{facts['tokens']:,} tokens" if facts["equal"] else f"packed unequal clips ({what.partition(', ')[0]})"
+        loose = "" if claim.who == OURS else ", not deterministic"
+        return f"attention {facts['direction']}{loose}, d = {facts['head_dim']}, {where}"
+    if family == "embed":
+        return f"tubelet embedding, {facts['frames']} frames uint8, {facts['mask']} % masked"
+    if family == "rows":
+        return f"row moves, {what}, {case.bytes / 1e6:,.0f} MB"
+    return f"one block, launch-bound, {what}"
 
 
 def _measured(claim: dict) -> str:

@@ -106,8 +106,8 @@ def _build(options: Options, clips: int) -> Bench:
             fast = torch.compile(plain, dynamic=False)
             contestants[COMPILED] = Contestant(call=recorded(step(theirs(fast), plain)))
     else:
-        absent[GRAPH] = "no CUDA graphs on a CPU"
-    if not options.compile:
+        absent |= dict.fromkeys((GRAPH, COMPILED), "no CUDA graphs on a CPU")
+    if options.gpu and not options.compile:
         absent[COMPILED] = "not asked for (--compile)"
     exact = Plain(ours).to(options.device, torch.float64)
     golden = _stepper(x.double(), grad.double())(theirs(exact), exact)
