@@ -6,7 +6,7 @@ import ctypes
 import functools
 import hashlib
 import json
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,30 @@ class Tubelets(ctypes.Structure):
     ]
 
 
+class Attention(ctypes.Structure):
+    """`fv_attention` of csrc/attention.h: strides of row and head in elements."""
+
+    _fields_ = [
+        ("dtype", c_int64),
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("q_stride", c_int64 * 2),
+        ("k_stride", c_int64 * 2),
+        ("v_stride", c_int64 * 2),
+        ("cu_q", c_void_p),
+        ("cu_k", c_void_p),
+        ("sequences", c_int64),
+        ("rows_q", c_int64),
+        ("rows_k", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("width", c_int64),
+        ("causal", c_int64),
+        ("scale", c_double),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fv_init": (None, [c_void_p]),
     "fv_source_hash": (c_char_p, []),
@@ -41,6 +65,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fv_set_cpu_level": (None, [c_int32]),
     "fv_flat_ids": (c_int64, [c_void_p, c_int64, c_int64, c_int64, c_int32, c_void_p]),
     "fv_invert_ids": (None, [c_void_p, c_int64, c_int64, c_void_p]),
+    "fv_cu_seqlens": (c_int64, [c_void_p, c_int64, c_int64, c_void_p]),
     "fv_sort_ids": (None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
     "fv_gather_rows": (
         None,
@@ -56,6 +81,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p],
     ),
+    "fv_attention_forward": (None, [POINTER(Attention), c_void_p, c_void_p]),
+    "fv_attention_backward": (None, [POINTER(Attention), *[c_void_p] * 7]),
 }
 
 

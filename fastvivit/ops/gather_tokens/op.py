@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import FLOATING, flat_ids
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 
 OP = Op(
     "gather_tokens",
@@ -68,7 +68,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x, index, backend):
         ctx.save_for_backward(index)
         ctx.size, ctx.backend = x.shape[-2], backend
-        return below_autograd(GATHER, x, index, backend)
+        return GATHER.below_autograd(x, index, backend)
 
     @staticmethod
     def backward(ctx, grad):
