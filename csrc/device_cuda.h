@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "dtypes.h"
@@ -83,6 +84,16 @@ FV_DEVICE void narrow(float x, BFloat16* out) {
 template <class S>
 FV_DEVICE S not_a_number() {
     return static_cast<S>(bit_cast<float>(0x7fc00000u));
+}
+
+// total / over, where `over` is a whole number from 1 on and `inverse` is 1 / over: one Newton step rounds it
+// as a division would, above the subnormals. A division itself is a call, which keeps every register alive.
+template <class S>
+FV_DEVICE S divided(S total, S over, S inverse) {
+    const S near = total * inverse;
+    const S exact = std::fma(std::fma(-near, over, total), inverse, near);
+    // Of an infinity nothing is left over, but NaN.
+    return exact == exact ? exact : near;
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(block_threads, 3)
         int64_t source = ids[row];
         if (spoiled || source >= src_rows) source = -1;
         const int64_t count = source >= 0 ? divisor[source] : 1;
-        const S over = static_cast<S>(count > 1 ? count : 1);
+        const S over = static_cast<S>(count > 1 ? count : 1), inverse = S{1} / over;
         const S missing = spoiled ? not_a_number<S>() : S{0};
         const Pack<T, V>* from =
             reinterpret_cast<const Pack<T, V>*>(src + (source >= 0 ? source * stride : 0));
@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(block_threads, 3)
                 if (at >= row_packs) continue;
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                    narrow(source >= 0 ? widen(held[c].at[v]) / over : missing, &held[c].at[v]);
+                    narrow(source >= 0 ? divided(widen(held[c].at[v]), over, inverse) : missing,
+                           &held[c].at[v]);
                 }
                 out[row * row_packs + at] = held[c];
             }

@@ -1,131 +1,14 @@
 // Sums of rows by segment on a GPU, in an order that no scheduling changes and with no atomics.
-#include "device_cuda.h"
+#include "row_sums_cuda.h"
 
 namespace fv {
 namespace {
 
-// Rows that one group of threads adds up in a pass over long segments; a power of two.
-constexpr int chunk_bits = 6;
-constexpr int64_t chunk = int64_t{1} << chunk_bits;
-// Above this many rows a segment on average, segments are cut into chunks: whole ones would leave the device
-// idle.
-constexpr int64_t long_segment = 64;
-// Rows whose loads are under way together.
-constexpr int ahead = 2;
-
-// Where each segment's rows stand: first..last-1. At level 0 the offsets say so (null: one segment of all
-// rows). A pass in chunks leaves one partial sum for each chunk c that a segment s touches, at row s + c:
-// both only grow along the rows, so no two share a row, and those of a segment are neighbours at the next
-// level.
-struct Spans {
-    const int64_t* offsets;
-    int64_t segments;
-    int64_t rows;
-    int levels;
-
-    FV_DEVICE void of(int64_t s, int64_t* first, int64_t* last) const {
-        int64_t a = offsets != nullptr ? offsets[s] : 0;
-        int64_t b = offsets != nullptr ? offsets[s + 1] : rows;
-        for (int level = 0; level < levels; ++level) {
-            b = b > a ? s + ((b - 1) >> chunk_bits) + 1 : s + (a >> chunk_bits);
-            a = s + (a >> chunk_bits);
-        }
-        *first = a;
-        *last = b;
-    }
-};
-
-// Row i, or order[i] if there is an order; where there are occupants, only rows whose occupant is negative.
-template <class T>
-struct Rows {
-    const T* src;
-    int64_t stride;
-    const int64_t* order;
-    const int64_t* occupant;
-};
-
-// A thread's packs of one row of sums: `loads` of them, blockDim.x apart from `column` on.
-template <class T, int V>
-struct Total {
-    using S = typename Sum<T>::type;
-    S at[loads][V];
-
-    FV_DEVICE void clear() {
-#pragma unroll
-        for (int c = 0; c < loads; ++c) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) at[c][v] = S{0};
-        }
-    }
-
-    // Adds rows first..last-1, one after the other; those of a step are loaded before the first is added.
-    FV_DEVICE void add(const Rows<T>& rows, int64_t first, int64_t last, int64_t column, int64_t row_packs) {
-        for (int64_t start = first; start < last; start += ahead) {
-            Pack<T, V> held[ahead][loads];
-            bool taken[ahead];
-#pragma unroll
-            for (int r = 0; r < ahead; ++r) {
-                taken[r] = start + r < last;
-                if (!taken[r]) continue;
-                const int64_t row = rows.order != nullptr ? rows.order[start + r] : start + r;
-                if (rows.occupant != nullptr) taken[r] = rows.occupant[row] < 0;
-                if (!taken[r]) continue;
-                const Pack<T, V>* from = reinterpret_cast<const Pack<T, V>*>(rows.src + row * rows.stride);
-#pragma unroll
-                for (int c = 0; c < loads; ++c) {
-                    const int64_t place = column + static_cast<int64_t>(c) * blockDim.x;
-                    if (place < row_packs) held[r][c] = from[place];
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < ahead; ++r) {
-                if (!taken[r]) continue;
-#pragma unroll
-                for (int c = 0; c < loads; ++c) {
-                    if (column + static_cast<int64_t>(c) * blockDim.x >= row_packs) continue;
-#pragma unroll
-                    for (int v = 0; v < V; ++v) at[c][v] += widen(held[r][c].at[v]);
-                }
-            }
-        }
-    }
-
-    template <class Out>
-    FV_DEVICE void store(Pack<Out, V>* row, int64_t column, int64_t row_packs) const {
-#pragma unroll
-        for (int c = 0; c < loads; ++c) {
-            const int64_t place = column + static_cast<int64_t>(c) * blockDim.x;
-            if (place >= row_packs) continue;
-            Pack<Out, V> pack;
-#pragma unroll
-            for (int v = 0; v < V; ++v) narrow(at[c][v], &pack.at[v]);
-            row[place] = pack;
-        }
-    }
-};
-
-// What becomes of a sum: divided by its segment's rows, or NaN.
-struct Finish {
-    const int64_t* offsets;
-    int64_t segments;
-    int64_t rows;
-    int32_t mean;
-    int32_t all_rows;
-    Guard guard;
-
-    FV_DEVICE bool spoiled() const {
-        return guard.spoiled() || (all_rows != 0 && (offsets[0] != 0 || offsets[segments] != rows));
-    }
-
-    FV_DEVICE int64_t divisor(int64_t s) const {
-        const int64_t count = mean != 0 ? offsets[s + 1] - offsets[s] : 1;
-        return count > 1 ? count : 1;
-    }
-};
-
-// out[s] = the sum of segment s, finished.
+// out[s] = the sum of segment s, finished. Three blocks that take rows one at a time have 48 KiB under way;
+// 32 sums in each thread's registers leave room for two, which take rows in pairs: 32 KiB, and 64 where a
+// segment has a second row.
 template <class T, class Out, int V>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, V >= 8 ? 2 : 3)
     sum_segments_kernel(Rows<T> rows, Spans spans, int64_t row_packs, Finish finish,
                         Pack<Out, V>* __restrict__ out) {
     using S = typename Sum<T>::type;
@@ -135,17 +18,17 @@ __global__ void __launch_bounds__(block_threads)
          s += gridDim.y * static_cast<int64_t>(blockDim.y)) {
         int64_t first, last;
         spans.of(s, &first, &last);
-        const S over = static_cast<S>(finish.divisor(s));
+        const S over = static_cast<S>(finish.divisor(s)), inverse = S{1} / over;
         for (int64_t column = blockIdx.x * span + threadIdx.x; column < row_packs;
              column += gridDim.x * span) {
             Total<T, V> total;
             total.clear();
-            total.add(rows, first, spoiled ? first : last, column, row_packs);
+            total.template add<V >= 8 ? 2 : 1>(rows, first, spoiled ? first : last, column, row_packs);
 #pragma unroll
             for (int c = 0; c < loads; ++c) {
 #pragma unroll
                 for (int v = 0; v < V; ++v)
-                    total.at[c][v] = spoiled ? not_a_number<S>() : total.at[c][v] / over;
+                    total.at[c][v] = spoiled ? not_a_number<S>() : divided(total.at[c][v], over, inverse);
             }
             total.store(out + s * row_packs, column, row_packs);
         }
@@ -154,7 +37,7 @@ __global__ void __launch_bounds__(block_threads)
 
 // partial[s + c] = the sum of those rows of segment s that chunk c of `length` rows holds.
 template <class T, int V>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 2)
     sum_chunks_kernel(Rows<T> rows, Spans spans, int64_t length, int64_t row_packs,
                       Pack<typename Sum<T>::type, V>* __restrict__ partial) {
     const int64_t chunks = (length + chunk - 1) >> chunk_bits;
@@ -183,7 +66,7 @@ __global__ void __launch_bounds__(block_threads)
                  column += gridDim.x * span) {
                 Total<T, V> total;
                 total.clear();
-                total.add(rows, first, last, column, row_packs);
+                total.template add<2>(rows, first, last, column, row_packs);
                 total.store(partial + (s + c) * row_packs, column, row_packs);
             }
         }

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from ctypes import c_int64
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,17 @@ def test_any_schedule_gives_the_same_bits(on_cpu, lengths):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_mean_is_rounded_as_a_division(on_cpu, dtype):
+    count = torch.tensor([0, 1, 3, 7, 41, 2**24 + 1, 2**40])
+    x = torch.randn(7, 500, dtype=dtype) * 1e3
+    x[:, 0], x[:, 1], x[:, 2], x[:, 3] = torch.inf, -torch.inf, torch.nan, 0
+    found = rows.divide_rows(x, torch.arange(7), count)
+    want = x / count.clamp(min=1).to(dtype).unsqueeze(1)
+    assert torch.equal(found.nan_to_num(nan=-1.0), want.nan_to_num(nan=-1.0))
+    assert found[:, 2].isnan().all() and not found[:, :2].isnan().any()
+
+
 def test_moves_are_one_pass(on_cpu):
     from fastvivit.ops.gather_tokens import backend_cuda as gather
     from fastvivit.ops.scatter_tokens import backend_cuda as scatter
@@ -189,6 +201,12 @@ def test_why_it_cannot_run():
     with pytest.raises(BackendError) as caught:
         F.gather_tokens(torch.randn(4, 8), torch.tensor([0]), backend="cuda")
     assert f"\n  cuda: {_probe.no_cuda() or 'tensors are on cpu, wanted cuda'}" in str(caught.value)
+
+
+@pytest.mark.parametrize("op", ["gather_tokens", "scatter_tokens", "segment_mean"])
+def test_it_stands_behind_triton_and_before_pytorch(op):
+    backends = import_module(f"fastvivit.ops.{op}.op").OP.backends
+    assert [b.name for b in backends if b.auto is None or "cuda" in b.auto] == ["triton", "cuda", "reference"]
 
 
 def test_nothing_loads_it_until_a_cuda_tensor_comes():
