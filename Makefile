@@ -23,12 +23,13 @@ test-all: check compile-report test
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/*
 	$(BIN)/codespell
 
 .PHONY: compile-report
 compile-report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.compile_report
+	$(BIN)/python -m benchmarks.compile_cuda
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.run --save
@@ -41,7 +42,7 @@ gpu:
 
 sanitize:
 	$(PYTHON) setup.py -q build_ext --inplace
-	compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/ops -k "triton and not opcheck"
+	compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest -q tests/ops -k "(triton or cuda) and not opcheck"
 
 $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

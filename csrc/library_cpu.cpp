@@ -6,10 +6,6 @@
 #include "parallel.h"
 #include "simd.h"
 
-#ifndef FV_SOURCE_HASH
-#define FV_SOURCE_HASH ""
-#endif
-
 namespace fv {
 namespace {
 

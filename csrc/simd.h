@@ -5,13 +5,7 @@
 
 #include <cstdint>
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define FV_INLINE __forceinline
-#define FV_RESTRICT __restrict
-#else
-#define FV_INLINE inline __attribute__((always_inline))
-#define FV_RESTRICT __restrict__
-#endif
+#include "macros.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define FV_X86 1

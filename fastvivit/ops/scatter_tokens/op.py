@@ -20,6 +20,14 @@ OP = Op(
             refuses=_probe.refuses_triton,
             auto=("cuda",),
         ),
+        # Behind triton until both have been measured on a device: what they take there decides the order.
+        Backend(
+            name="cuda",
+            module="fastvivit.ops.scatter_tokens.backend_cuda",
+            absent=_probe.no_cuda,
+            refuses=_probe.refuses_cuda,
+            auto=("cuda",),
+        ),
         Backend(
             name="cpp",
             module="fastvivit.ops.scatter_tokens.backend_cpp",
