@@ -23,12 +23,13 @@ test-all: check compile-report test
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/*
 	$(BIN)/codespell
 
 .PHONY: compile-report
 compile-report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.compile_report
+	$(BIN)/python -m benchmarks.compile_cuda
 
 bench: $(VENV)/.installed
 	$(BIN)/fastvivit bench --save

@@ -1,16 +1,21 @@
-"""Builds csrc/*_cpu.cpp into one library, free of Python and torch; an install never fails over it."""
+"""Builds csrc into two libraries, for CPUs and for CUDA, free of Python and torch; no install fails over one.
+
+FASTVIVIT_BUILD=off compiles nothing, =cpp or =cuda only that library.
+"""
 
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,6 +24,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# The runtime is linked in, so that one library serves every torch; it finds the driver when first called.
+CUDA_FLAGS = ["-O3", "-std=c++17", "--cudart=static", "-Xfatbin=-compress-all"]
+CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+# What is compiled, as far as nvcc knows it; the last one's PTX is for devices to come.
+CUDA_ARCHES = {"80": "80", "90": "90a", "100": "100"}
 
 
 def load_native():
@@ -36,6 +46,28 @@ class BuildError(Exception):
     """Why there is no library; the text goes into the build record."""
 
 
+@dataclass(frozen=True)
+class Library:
+    """One of the two: what FASTVIVIT_BUILD calls it, its file, its sources, and whose sources it leaves out."""
+
+    name: str
+    what: str
+    file: str
+    sources: str
+    other: str
+
+    def compiler(self) -> tuple[list[str], list[str]]:
+        """Return the compiler's command and its flags."""
+        if self.name == "cpp":
+            return find_compiler(), FLAGS
+        compiler = find_nvcc()
+        return compiler, [*CUDA_FLAGS, *cuda_arches(compiler)]
+
+
+CPU = Library("cpp", "CPU", native.LIBRARY, "*_cpu.cpp", "_cuda")
+CUDA = Library("cuda", "CUDA", native.CUDA_LIBRARY, "*_cuda.cu", "_cpu")
+
+
 def find_compiler() -> list[str]:
     """Return the command of $CXX, else of the first C++ compiler on the path."""
     named = shlex.split(os.environ.get("CXX", ""))
@@ -45,6 +77,27 @@ def find_compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     raise BuildError("no C++ compiler: $CXX is not set, and c++, g++ and clang++ are not on the path")
+
+
+def find_nvcc() -> list[str]:
+    """Return the command of $CUDA_HOME's nvcc, else of the one on the path."""
+    home = os.environ.get("CUDA_HOME")
+    if home and (Path(home) / "bin" / "nvcc").is_file():
+        return [str(Path(home) / "bin" / "nvcc")]
+    if shutil.which("nvcc"):
+        return ["nvcc"]
+    raise BuildError("no CUDA compiler: $CUDA_HOME/bin holds no nvcc, and none is on the path")
+
+
+def cuda_arches(compiler: list[str]) -> list[str]:
+    """Return the flags for those of CUDA_ARCHES that this nvcc can compile."""
+    known = set(re.findall(r"compute_(\d+)", run([*compiler, "--list-gpu-arch"])))
+    arches = [arch for number, arch in CUDA_ARCHES.items() if number in known]
+    if not arches:
+        raise BuildError(f"nvcc knows none of compute_{', compute_'.join(CUDA_ARCHES)}")
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in arches]
+    newest = arches[-1].rstrip("a")
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def run(command: list[str]) -> str:
@@ -59,18 +112,25 @@ def run(command: list[str]) -> str:
     return output
 
 
-def compile_library(target: Path, record: dict) -> None:
-    """Compile every source, each in its own process, and link `target`; fills `record` on the way."""
-    compiler = find_compiler()
-    record["compiler"] = shlex.join(compiler)
-    sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*_cpu.cpp"))
+def compile_library(library: Library, target: Path, record: dict, before: dict, pool: Executor) -> None:
+    """Compile every source, each in its own process, and link `target`; fills `record` on the way.
+
+    Where `target` was made from the same sources by the same command, as the record `before` says, it stays.
+    """
+    compiler, flags = library.compiler()
+    record["compiler"], record["flags"] = shlex.join(compiler), shlex.join(flags)
+    sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob(library.sources))
     if not sources:
-        raise BuildError("csrc holds no *_cpu.cpp")
-    flags = [*FLAGS, f'-DFV_SOURCE_HASH="{record["source_hash"]}"']
+        raise BuildError(f"csrc holds no {library.sources}")
+    flags = [*flags, f'-DFV_SOURCE_HASH="{record["source_hash"]}"']
     record["command"] = shlex.join([*compiler, *flags, "-shared", *sources, "-o", target.name])
-    record["compiler_version"] = run([*compiler, "--version"]).partition("\n")[0]
+    version = run([*compiler, "--version"]).splitlines()
+    record["compiler_version"] = next((line for line in version if re.search(r"\d\.\d", line)), "")
+    if target.is_file() and all(before.get(name) == value for name, value in record.items()):
+        record.update(before)
+        return
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as scratch:
         objects = [f"{scratch}/{Path(source).stem}.o" for source in sources]
         commands = [
             [*compiler, *flags, "-c", source, "-o", made] for source, made in zip(sources, objects, strict=True)
@@ -79,7 +139,7 @@ def compile_library(target: Path, record: dict) -> None:
         # Renamed into place: a process that has the old library mapped keeps the old file.
         linked = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            run([*compiler, "-shared", *objects, "-o", str(linked)])
+            run([*compiler, "-shared", *(["--cudart=static"] if library is CUDA else []), *objects, "-o", str(linked)])
             linked.replace(target)
         finally:
             linked.unlink(missing_ok=True)
@@ -87,7 +147,7 @@ def compile_library(target: Path, record: dict) -> None:
 
 
 class BuildNative(build_ext):
-    """Writes the library and the build record into the package; without a library the record says why."""
+    """Writes the libraries and the build record into the package; without a library the record says why."""
 
     def run(self):
         """Build into the source tree for --inplace and editable installs, into build_lib otherwise."""
@@ -98,34 +158,52 @@ class BuildNative(build_ext):
         return (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / "fastvivit"
 
     def build_into(self, package: Path) -> None:
-        """Make `package`/libfastvivit_cpu.so, or no such file and the reason in the record."""
+        """Make both libraries in `package`, or for each that fails no such file and the reason in the record."""
         package.mkdir(parents=True, exist_ok=True)
-        target = package / native.LIBRARY
+        before = {} if self.force else self.earlier(package)
+        # Two threads that wait, one for each library, and a pool whose processes they share.
+        with ThreadPoolExecutor(2) as makers, ThreadPoolExecutor(os.cpu_count()) as pool:
+            # nvcc's sources take longest, so they go first.
+            cuda = makers.submit(self.make, CUDA, package, before.get("cuda") or {}, pool)
+            record = self.make(CPU, package, before, pool)
+            record["cuda"] = cuda.result()
+        text = json.dumps(record, indent=2) + "\n"
+        (package / native.RECORD).write_text(text, encoding="utf-8")
+
+    def earlier(self, package: Path) -> dict:
+        """Return the record of the last build there, if there was one."""
+        try:
+            return dict(json.loads((package / native.RECORD).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def make(self, library: Library, package: Path, before: dict, pool: Executor) -> dict:
+        """Make one library and return its record."""
+        target = package / library.file
         record = {
-            "source_hash": native.source_hash(ROOT / "csrc"),
-            "flags": shlex.join(FLAGS),
+            "source_hash": native.source_hash(ROOT / "csrc", library.other),
             "platform": platform.platform(),
             "error": None,
         }
+        wanted = os.environ.get("FASTVIVIT_BUILD", "").lower()
         try:
-            if os.environ.get("FASTVIVIT_BUILD", "").lower() == "off":
-                raise BuildError("compiling was switched off by FASTVIVIT_BUILD=off")
-            compile_library(target, record)
+            if wanted not in ("", library.name):
+                raise BuildError(f"compiling was switched off by FASTVIVIT_BUILD={wanted}")
+            compile_library(library, target, record, before, pool)
         except BuildError as error:
             # An older library must not pass for this build's.
             target.unlink(missing_ok=True)
             record["error"] = str(error)
-            print(f"fastvivit: no CPU library: {error}", file=sys.stderr)
-        text = json.dumps(record, indent=2) + "\n"
-        (package / native.RECORD).write_text(text, encoding="utf-8")
+            print(f"fastvivit: no {library.what} library: {error}", file=sys.stderr)
+        return record
 
     def get_outputs(self):
         """Return the files that were made."""
-        names = [self.package_folder() / native.LIBRARY, self.package_folder() / native.RECORD]
-        return [str(path) for path in names if path.is_file()]
+        names = (native.LIBRARY, native.CUDA_LIBRARY, native.RECORD)
+        return [str(path) for name in names if (path := self.package_folder() / name).is_file()]
 
     def get_output_mapping(self):
-        """Return nothing: an editable install reads both files in the source tree, where they are made."""
+        """Return nothing: an editable install reads these files in the source tree, where they are made."""
         return {}
 
     def get_source_files(self):
@@ -134,13 +212,13 @@ class BuildNative(build_ext):
 
 
 class BuildWheel(bdist_wheel):
-    """py3-none-<platform> with the library, py3-none-any without: it links neither Python nor torch."""
+    """py3-none-<platform> with a library, py3-none-any without: they link neither Python nor torch."""
 
     def run(self):
         """Compile first, because whether that worked decides between the two kinds of wheel."""
         self.run_command("build")
         package = Path(self.get_finalized_command("build").build_lib) / "fastvivit"
-        self.root_is_pure = not (package / native.LIBRARY).is_file()
+        self.root_is_pure = not any((package / library.file).is_file() for library in (CPU, CUDA))
         super().run()
 
     def get_tag(self):

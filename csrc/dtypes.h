@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "simd.h"
+#include "macros.h"
 
 namespace fv {
 

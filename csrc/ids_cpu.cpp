@@ -133,3 +133,17 @@ FV_API void fv_sort_ids(const int64_t* ids, int64_t rows, int64_t segments, int6
     for (int64_t s = segments; s > 0; --s) offsets[s] = offsets[s - 1];
     offsets[0] = 0;
 }
+
+// Whether cu (count values, at least one) starts at 0, never falls and ends at `rows` or before: then -1, and
+// *longest is the largest step; otherwise the index of the first value that is wrong.
+FV_API int64_t fv_cu_seqlens(const int32_t* cu, int64_t count, int64_t rows, int64_t* longest) {
+    if (cu[0] != 0) return 0;
+    int64_t most = 0;
+    for (int64_t i = 1; i < count; ++i) {
+        const int64_t step = static_cast<int64_t>(cu[i]) - cu[i - 1];
+        if (step < 0) return i;
+        most = std::max(most, step);
+    }
+    *longest = most;
+    return cu[count - 1] > rows ? count - 1 : -1;
+}

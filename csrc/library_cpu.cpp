@@ -6,10 +6,6 @@
 #include "parallel.h"
 #include "simd.h"
 
-#ifndef FV_SOURCE_HASH
-#define FV_SOURCE_HASH ""
-#endif
-
 namespace fv {
 namespace {
 
@@ -36,7 +32,7 @@ fv_parallel_for_t thread_pool() { return pool.load(std::memory_order_acquire); }
 Level cpu_level() { return level.load(std::memory_order_relaxed); }
 
 void pool_failed() {
-    std::fputs("fastvivit: torch_parallel_for failed and left an output incomplete\n", stderr);
+    std::fputs("fastvivit: a thread failed or memory ran out, and an output is incomplete\n", stderr);
     std::abort();
 }
 

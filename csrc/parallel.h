@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(_WIN32)
-#define FV_API extern "C" __declspec(dllexport)
-#else
-#define FV_API extern "C" __attribute__((visibility("default")))
-#endif
+#include "macros.h"
 
 typedef void (*fv_body)(int64_t begin, int64_t end, void* context);
 typedef int32_t (*fv_parallel_for_t)(int64_t begin, int64_t end, int64_t grain, fv_body body, void* context);

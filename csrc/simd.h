@@ -5,18 +5,13 @@
 
 #include <cstdint>
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define FV_INLINE __forceinline
-#define FV_RESTRICT __restrict
-#else
-#define FV_INLINE inline __attribute__((always_inline))
-#define FV_RESTRICT __restrict__
-#endif
+#include "macros.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define FV_X86 1
-#define FV_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define FV_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+// Not inlined: a step worth a call keeps the registers to itself.
+#define FV_AVX2 __attribute__((noinline, target("avx2,fma,f16c")))
+#define FV_AVX512 __attribute__((noinline, target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 #endif
 
 namespace fv {
@@ -45,6 +40,27 @@ void dispatch(Args... args) {
     if (level == avx2) return run_avx2<Kernel, Args...>(args...);
 #endif
     Kernel::run(args...);
+}
+
+// For kernels written in vectors of W floats: Kernel<W> at the W of this CPU. A step of it that is worth a
+// call of its own goes through call<W, Step>, which keeps the target attribute.
+template <int W, class Step, class... Args>
+FV_INLINE void call(Args... args) {
+#ifdef FV_X86
+    if constexpr (W == 16) return run_avx512<Step, Args...>(args...);
+    if constexpr (W == 8) return run_avx2<Step, Args...>(args...);
+#endif
+    if constexpr (W == 4) Step::run(args...);
+}
+
+template <template <int> class Kernel, class... Args>
+void dispatch_lanes(Args... args) {
+#ifdef FV_X86
+    Level level = cpu_level();
+    if (level == avx512) return run_avx512<Kernel<16>, Args...>(args...);
+    if (level == avx2) return run_avx2<Kernel<8>, Args...>(args...);
+#endif
+    Kernel<4>::run(args...);
 }
 
 }  // namespace fv

@@ -32,10 +32,12 @@ inline int64_t tubelet_start(const fv_tubelets& g, int64_t id, int axis) {
 
 // Element offset of tubelet `id`, counted over all clips.
 inline int64_t tubelet_offset(const fv_tubelets& g, int64_t id) {
-    const int64_t tokens = tokens_per_clip(g);
-    const int64_t place = id % tokens;
-    return id / tokens * g.stride[0] + tubelet_start(g, place, 0) * g.stride[2] +
-           tubelet_start(g, place, 1) * g.stride[3] + tubelet_start(g, place, 2) * g.stride[4];
+    const int64_t plane = g.grid[1] * g.grid[2], tokens = g.grid[0] * plane;
+    const int64_t clip = id / tokens, place = id - clip * tokens;
+    const int64_t t = place / plane, rest = place - t * plane;
+    const int64_t h = rest / g.grid[2], w = rest - h * g.grid[2];
+    return clip * g.stride[0] + (g.offset[0] + t * g.step[0]) * g.stride[2] +
+           (g.offset[1] + h * g.step[1]) * g.stride[3] + (g.offset[2] + w * g.step[2]) * g.stride[4];
 }
 
 }  // namespace fv

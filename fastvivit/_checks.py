@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ctypes import byref, c_int64
+
 import torch
 
 from fastvivit import _native
@@ -86,12 +88,16 @@ def _raise_bad_id(name: str, ids: torch.Tensor, size: int, row: int, *, repeated
 
 def check_cu_seqlens(name: str, cu_seqlens: torch.Tensor, rows: int) -> int:
     """The longest length; ``ValueError`` unless it starts at 0, never falls, and ends within ``rows``."""
-    if cu_seqlens.shape[0] > 16:
-        # A loop over hundreds of frames would cost more than these four reads.
-        least, longest = (int(v) for v in cu_seqlens.diff().aminmax())
-        first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-        if first == 0 and least >= 0 and last <= rows:
-            return longest
+    lib = _native.load()
+    if lib is None:
+        return _check_cu_seqlens_python(name, cu_seqlens, rows)
+    cu_seqlens, longest = cu_seqlens.contiguous(), c_int64()
+    if lib.fv_cu_seqlens(cu_seqlens.data_ptr(), cu_seqlens.shape[0], rows, byref(longest)) == -1:
+        return longest.value
+    return _check_cu_seqlens_python(name, cu_seqlens, rows)
+
+
+def _check_cu_seqlens_python(name: str, cu_seqlens: torch.Tensor, rows: int) -> int:
     values = cu_seqlens.tolist()
     if values[0] != 0:
         raise ValueError(f"{name}: wanted a first value of 0, got {values[0]}")

@@ -33,6 +33,16 @@ def no_native() -> str | None:
     return None if _native.load() is not None else _native.reason()
 
 
+@cache
+def no_cuda() -> str | None:
+    """Why the compiled CUDA kernels can't be used here, or None. Loads them only where there is a device."""
+    import torch
+
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "no CUDA device"
+    return None if _native.load_cuda() is not None else _native.cuda_reason()
+
+
 def refuses_triton(tensor) -> str | None:
     """Why the ``triton`` backend can't take ``tensor`` (device and dtype), or None."""
     import torch
@@ -43,6 +53,18 @@ def refuses_triton(tensor) -> str | None:
         return f"tensors are on {tensor.device}, wanted cuda (or cpu under TRITON_INTERPRET=1)"
     if tensor.dtype == torch.bfloat16:
         return "bfloat16 is wrong in Triton's interpreter; wanted float32 or float16 on cpu"
+    return None
+
+
+def refuses_cuda(tensor) -> str | None:
+    """Why the ``cuda`` backend can't take ``tensor``, or None."""
+    import torch
+
+    if not tensor.is_cuda:
+        return f"tensors are on {tensor.device}, wanted cuda"
+    found = torch.cuda.get_device_capability(tensor.device)
+    if found < (8, 0):
+        return f"the device has compute capability {found[0]}.{found[1]}, wanted 8.0 or more"
     return None
 
 

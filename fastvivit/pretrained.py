@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from fastvivit._folders import written_whole
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
@@ -31,13 +30,8 @@ def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) ->
         ValueError: a model that is neither a ViViT nor a VideoTextModel.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with written_whole(folder) as scratch:
         write_pretrained(model, scratch)
-        replace_folder(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
@@ -56,17 +50,6 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def replace_folder(scratch: Path, folder: Path) -> None:
-    """Put ``scratch`` in the place of ``folder``; neither is ever lost, whenever this is killed."""
-    if not folder.exists():
-        scratch.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old)
 
 
 def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:

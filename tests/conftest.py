@@ -10,6 +10,9 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from fastvivit import _native
+from tests import emulation
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -36,3 +39,19 @@ def poisoned(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The CUDA kernels, compiled from their own sources to run on a CPU, one thread after the other."""
+    if emulation.COMPILER is None:
+        pytest.skip("no C++ compiler on this machine")
+    return emulation.build(tmp_path_factory.mktemp("emulated") / "libemulated.so")
+
+
+@pytest.fixture
+def on_cpu(emulated, monkeypatch):
+    """The ``cuda`` backends take CPU tensors, by the emulated kernels on a device of one multiprocessor."""
+    monkeypatch.setattr(_native, "load_cuda", lambda: emulated)
+    emulated.shim_set(1, 0, 0)
+    return emulated

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "fastvivit"
 
 # Lowest first. A module may import its own layer and those below; backends load when they run.
 LAYERS = [
-    ("_native", "_autocast", "_backends"),
+    ("_native", "_autocast", "_backends", "_folders"),
     ("_probe", "_checks", "_operator"),
     ("ops",),
     ("functional",),

@@ -19,8 +19,10 @@ OPTIONAL += ["tqdm", "transformers", "triton", "tyro"]
 
 
 def run(*command, cwd=None, env=None):
+    # Without the CUDA library unless a test says so: it takes nvcc many times as long as all of a test.
+    env = {"FASTVIVIT_BUILD": "cpp"} | (env or {})
     inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FASTVIVIT_BUILD")}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=inherited | (env or {}), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=inherited | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -109,6 +111,7 @@ def test_install_with_a_broken_compiler_succeeds_and_says_why(tree, tmp_path):
         ({"CXX": "/no/such/compiler"}, "/no/such/compiler"),
         ({"CXX": "false"}, "ended with status 1"),
         ({"CXX": "", "PATH": "/nowhere"}, "no C++ compiler"),
+        ({"FASTVIVIT_BUILD": "cuda", "CUDA_HOME": "", "PATH": "/nowhere"}, "FASTVIVIT_BUILD=cuda"),
         ({"FASTVIVIT_BUILD": "off"}, "FASTVIVIT_BUILD=off"),
     ],
 )
@@ -150,6 +153,92 @@ def test_torch_without_the_shim_is_a_reason(tree, monkeypatch):
     assert native.load() is None and "torch_parallel_for" in native.reason()
 
 
+@pytest.fixture
+def cuda_home(tree, tmp_path):
+    """A CUDA whose nvcc is the C++ compiler with the tests' stand-in for CUDA's header."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler on this machine")
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'for argument; do case "$argument" in\n'
+        "  --list-gpu-arch) echo compute_75; echo compute_80; echo compute_90; exit ;;\n"
+        "  --version) echo 'Copyright (c) nobody'; echo 'tools, release 99.0'; exit ;;\n"
+        "esac; done\n"
+        'log="$0.log"; printf "%s\\n" "$*" >> "$log"\n'
+        "language=\n"
+        'for argument; do shift; case "$argument" in\n'
+        "  -gencode=*|--cudart=*|-X*) ;;\n"
+        '  *.cu) language=yes; set -- "$@" -x c++ "$argument" ;;\n'
+        '  *) set -- "$@" "$argument" ;;\n'
+        "esac; done\n"
+        f'exec {COMPILER} -O0 -fPIC -fvisibility=hidden -I{ROOT}/tests/cuda_shim "$@"\n'
+    )
+    nvcc.chmod(0o755)
+    return nvcc.parent.parent
+
+
+def build(tree, **env):
+    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=env)
+    return native_of(tree / "fastvivit")
+
+
+def test_cuda_library_is_built_checked_and_kept(tree, cuda_home):
+    package, log = tree / "fastvivit", cuda_home / "bin" / "nvcc.log"
+    assert "not built" in native_of(package).cuda_reason()
+    (package / "libfastvivit_cuda.so").write_bytes(b"not a library")
+    assert "cannot be loaded" in native_of(package).cuda_reason()
+    native = build(tree, FASTVIVIT_BUILD="cuda", CUDA_HOME=str(cuda_home))
+    assert native.cuda_reason() is None and "FASTVIVIT_BUILD=cuda" in native.reason()
+    info = native.cuda_info()
+    assert info["available"] and info["source_hash"] == info["build"]["source_hash"]
+    assert info["build"]["compiler_version"] == "tools, release 99.0" and info["build"]["seconds"] > 0
+    flags = info["build"]["flags"]
+    assert "code=sm_80 " in flags and "code=sm_90a " in flags and flags.endswith("code=compute_90")
+
+    # What came of the same sources stays; a source of the other library is no reason.
+    calls = log.read_text()
+    for name, again in (("rows_cpu.cpp", False), ("rows_move_cuda.cu", True), ("dtypes.h", True)):
+        source = tree / "csrc" / name
+        source.write_text(source.read_text() + "\n")
+        assert (native_of(package).cuda_reason() is not None) == again
+        if again:
+            assert "the CUDA library is stale" in native_of(package).cuda_reason()
+        native = build(tree, FASTVIVIT_BUILD="cuda", CUDA_HOME=str(cuda_home))
+        # Read, because this process would be given the library that it has loaded from that path before.
+        wanted = native.source_hash(tree / "csrc", "_cpu")
+        assert wanted.encode() in (package / "libfastvivit_cuda.so").read_bytes()
+        assert native.cuda_info()["build"]["source_hash"] == wanted
+        assert (log.read_text() != calls) == again
+        calls = log.read_text()
+
+
+@needs_compiler
+def test_failed_cuda_compile_leaves_the_cpu_library(tree, cuda_home):
+    package, nvcc = tree / "fastvivit", cuda_home / "bin" / "nvcc"
+    (package / "libfastvivit_cuda.so").write_bytes(b"left over from an earlier build")
+    nvcc.write_text(nvcc.read_text().replace("exec ", "echo 'error: no such warp' >&2; exit 2; "))
+    native = build(tree, FASTVIVIT_BUILD="", CUDA_HOME=str(cuda_home))
+    assert native.reason() is None and native.load() is not None
+    assert "the CUDA library is not built" in native.cuda_reason() and "no such warp" in native.cuda_reason()
+    assert "no such warp" in native.cuda_info()["build"]["error"] and native.info()["build"]["error"] is None
+    assert not (package / "libfastvivit_cuda.so").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"FASTVIVIT_BUILD": "cuda", "CUDA_HOME": "/nowhere", "PATH": "/nowhere"}, "no CUDA compiler"),
+        ({"FASTVIVIT_BUILD": "cpp"}, "FASTVIVIT_BUILD=cpp"),
+        ({"FASTVIVIT_BUILD": "off"}, "FASTVIVIT_BUILD=off"),
+    ],
+)
+def test_build_without_a_cuda_library(tree, env, message):
+    native = build(tree, **env)
+    assert native.load_cuda() is None and message in native.cuda_reason()
+
+
 def test_sdist_holds_the_sources(tree, tmp_path):
     (tree / "fastvivit" / "libfastvivit_cpu.so").write_bytes(b"never ship this")
     (tree / "fastvivit" / "_build.json").write_text("{}")
@@ -176,5 +265,6 @@ def test_import_needs_torch_only():
         "from fastvivit import _native\n"
         "assert not absent & set(sys.modules), absent & set(sys.modules)\n"
         "assert _native._loaded.cache_info().currsize == 0, 'importing loaded the library'\n"
+        "assert _native._cuda_loaded.cache_info().currsize == 0, 'importing loaded the CUDA library'\n"
     )
     run(sys.executable, "-W", "ignore", "-c", code, cwd=ROOT)

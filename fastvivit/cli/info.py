@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
 
 def collect() -> dict[str, Any]:
     """Everything that ``info`` prints, as plain JSON values."""
-    native = _native.info()
+    native, compiled = _native.info(), _native.cuda_info()
     return {
         "fastvivit": fastvivit.__version__,
         "python": platform.python_version(),
@@ -57,6 +57,8 @@ def collect() -> dict[str, Any]:
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "native": {name: native[name] for name in ("available", "reason", "path", "cpu_level")},
+        "native_cuda": {name: compiled[name] for name in ("available", "reason", "path")}
+        | {name: compiled["build"].get(name) for name in ("compiler_version", "flags")},
         "product": {"cpu": "oneDNN" if no_onednn() is None else "torch.mm", "reason": no_onednn()},
         "ops": {case.op.name: _devices(case) for case in CASES},
     }
@@ -112,6 +114,12 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(f"compiled CPU kernels: active ({native['cpu_level']}), {native['path']}")
     else:
         lines.append(f"compiled CPU kernels: not active: {native['reason']}")
+    compiled = found["native_cuda"]
+    if compiled["available"]:
+        idle = "" if found["cuda"] else " (no device)"
+        lines.append(f"compiled CUDA kernels: built{idle}, {compiled['compiler_version']}, {compiled['path']}")
+    else:
+        lines.append(f"compiled CUDA kernels: not active: {compiled['reason']}")
     product = found["product"]
     lines.append(
         f"float32 products on a CPU: {product['cpu']}" + (f" ({product['reason']})" if product["reason"] else "")

@@ -221,12 +221,6 @@ def invert_ids(ids: Tensor, size: int, *, outside_spoils: bool = True) -> tuple[
     return state[:size], (state[size:], -1)
 
 
-def sort_ids(ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-    """Rows by segment, each one's in order: offsets (segments + 1,), order (M,). An id outside is in none."""
-    values, order = ids.sort(stable=True)
-    return torch.searchsorted(values, torch.arange(segments + 1, device=ids.device)), order
-
-
 def sum_sorted(
     x: Tensor, offsets: Tensor, order: Tensor, *, divisor: Tensor | None = None, guard: Guard = None
 ) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 from fastvivit.ops._product import product
 
 
@@ -68,7 +68,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
         ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
-        return below_autograd(LINEAR, x, weight, bias)
+        return LINEAR.below_autograd(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):

@@ -9,10 +9,8 @@ one is the latest is found by listing, so there is no pointer that could be wron
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastvivit._folders import written_whole
 from fastvivit.pretrained import WEIGHTS, write_pretrained
 from fastvivit.train.optimiser import load_optimiser, optimiser_tensors
 
@@ -65,22 +64,14 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    parent = run / FOLDER
-    parent.mkdir(parents=True, exist_ok=True)
-    target = parent / f"step-{step:08d}"
+    target = run / FOLDER / f"step-{step:08d}"
     if target.exists():  # made by this run at this very step, or by the one that it goes on with
         return target
-    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}-"))
-    try:
+    with written_whole(target) as scratch:
         write_pretrained(model, scratch)
         tensors = optimiser_tensors(model, optimiser) | _random_states()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps({"format": _FORMAT, "step": step} | state, indent=2) + "\n")
-        flush(scratch)
-        scratch.rename(target)
-        flush_folder(parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     for old in checkpoints(run)[:-keep_last]:
         # Renamed first: a kill half-way through a removal must not leave something that looks finished.
         gone = old.with_name(f".{old.name}-removed")
@@ -126,26 +117,6 @@ def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
     for path in (run / FOLDER).glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def flush(folder: Path) -> None:
-    """Bring all files below a folder, and their names, to the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    flush_folder(folder)
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ def test_info(call):
         assert all(choice["others"].values())
     code, out, _ = call("info")
     assert code == 0 and "tubelet_embed on cpu: " in out and "compiled CPU kernels: " in out
+    assert "compiled CUDA kernels: " in out and found["native_cuda"].keys() >= {"available", "reason", "path"}
 
 
 def test_selftest_passes(call):

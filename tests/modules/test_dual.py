@@ -101,6 +101,7 @@ def test_folders_round_trip(tmp_path):
     fv.save_pretrained(model.video, tmp_path / "run" / "model")  # over the other one
     assert isinstance(fv.load_pretrained(tmp_path / "run" / "model"), fv.ViViT)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["model"]
+    assert (tmp_path / "run" / "model").stat().st_mode == (tmp_path / "run").stat().st_mode
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):

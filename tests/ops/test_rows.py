@@ -84,7 +84,7 @@ def test_empty_segments_are_zero_with_count_zero(backend, device):
     assert mean.sum(1).tolist() == [0, 0, 3, 0]
 
 
-@pytest.mark.parametrize("backend", names(GATHER))
+@pytest.mark.parametrize("backend", [b.name for b in GATHER.backends if b.why_not((torch.empty(1),)) is None])
 def test_bad_ids_on_a_cpu_are_errors_that_name_them(backend):
     x = torch.randn(4, 8)
     with pytest.raises(ValueError, match=r"index: wanted ids in 0\.\.3, got 4 at \[1\]"):

@@ -197,7 +197,7 @@ def test_bad_arguments_are_errors_that_name_them():
         (lambda: F.varlen_attention(q, q, q, lengths, softcap=5.0), "softcap: wanted 0.0"),
         (
             lambda: F.varlen_attention(q, q, q, lengths, backend="eager"),
-            "backend: wanted one of 'auto', 'triton', 'sdpa'",
+            "backend: wanted one of 'auto', 'triton', 'cpp', 'sdpa'",
         ),
         (lambda: F.attention(q, q, q), "q: wanted 4 dimensions"),
     ):

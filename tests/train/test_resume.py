@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastvivit import _folders
 from fastvivit.train import checkpoint as checkpoints
 from fastvivit.train import fit, latest_checkpoint, loop, read_metrics
 from fastvivit.train.step import train_step
@@ -153,7 +154,7 @@ def test_sigkill_at_a_random_instant(config, whole, tmp_path, change, seed):
     assert not list((out / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("crash", ["write_pretrained", "save_file", "flush", "rename"])
+@pytest.mark.parametrize("crash", ["write_pretrained", "save_file", "_flush", "rename"])
 def test_a_crash_while_saving_leaves_the_one_before(config, whole, tmp_path, monkeypatch, crash):
     out, calls = tmp_path / "cut", []
 
@@ -167,7 +168,7 @@ def test_a_crash_while_saving_leaves_the_one_before(config, whole, tmp_path, mon
 
         return wrapped
 
-    owner = Path if crash == "rename" else checkpoints
+    owner = {"rename": Path, "_flush": _folders}.get(crash, checkpoints)
     with monkeypatch.context() as patched:
         patched.setattr(owner, crash, second_time(getattr(owner, crash)))
         # A process that is killed runs no `finally`, so what it was writing stays behind.

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import FLOATING, flat_ids
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 
 OP = Op(
     "gather_tokens",
@@ -18,6 +18,14 @@ OP = Op(
             module="fastvivit.ops.gather_tokens.backend_triton",
             absent=_probe.no_triton,
             refuses=_probe.refuses_triton,
+            auto=("cuda",),
+        ),
+        # Behind triton until both have been measured on a device: what they take there decides the order.
+        Backend(
+            name="cuda",
+            module="fastvivit.ops.gather_tokens.backend_cuda",
+            absent=_probe.no_cuda,
+            refuses=_probe.refuses_cuda,
             auto=("cuda",),
         ),
         Backend(
@@ -68,7 +76,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x, index, backend):
         ctx.save_for_backward(index)
         ctx.size, ctx.backend = x.shape[-2], backend
-        return below_autograd(GATHER, x, index, backend)
+        return GATHER.below_autograd(x, index, backend)
 
     @staticmethod
     def backward(ctx, grad):

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import FLOATING, flat_ids
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 
 OP = Op(
     "scatter_tokens",
@@ -18,6 +18,14 @@ OP = Op(
             module="fastvivit.ops.scatter_tokens.backend_triton",
             absent=_probe.no_triton,
             refuses=_probe.refuses_triton,
+            auto=("cuda",),
+        ),
+        # Behind triton until both have been measured on a device: what they take there decides the order.
+        Backend(
+            name="cuda",
+            module="fastvivit.ops.scatter_tokens.backend_cuda",
+            absent=_probe.no_cuda,
+            refuses=_probe.refuses_cuda,
             auto=("cuda",),
         ),
         Backend(
@@ -70,7 +78,7 @@ class _Scatter(torch.autograd.Function):
     def forward(ctx, x, index, size, fill, backend):
         ctx.save_for_backward(index)
         ctx.needs_fill, ctx.backend = fill is not None and fill.requires_grad, backend
-        return below_autograd(SCATTER, x, index, size, fill, backend)
+        return SCATTER.below_autograd(x, index, size, fill, backend)
 
     @staticmethod
     def backward(ctx, grad):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastvivit.ops._rows_triton import gather_rows, sort_ids, sum_sorted
+from fastvivit.ops._rows_sorted import sort_ids
+from fastvivit.ops._rows_triton import gather_rows, sum_sorted
 
 
 def forward(x: Tensor, ids: Tensor, segments: int) -> tuple[Tensor, Tensor]:

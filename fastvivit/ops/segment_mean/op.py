@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import FLOATING, flat_ids
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 
 OP = Op(
     "segment_mean",
@@ -18,6 +18,14 @@ OP = Op(
             module="fastvivit.ops.segment_mean.backend_triton",
             absent=_probe.no_triton,
             refuses=_probe.refuses_triton,
+            auto=("cuda",),
+        ),
+        # Behind triton until both have been measured on a device: what they take there decides the order.
+        Backend(
+            name="cuda",
+            module="fastvivit.ops.segment_mean.backend_cuda",
+            absent=_probe.no_cuda,
+            refuses=_probe.refuses_cuda,
             auto=("cuda",),
         ),
         Backend(
@@ -61,7 +69,7 @@ BACKWARD = define(
 class _SegmentMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, segment, num_segments, backend):
-        mean, count = below_autograd(SEGMENT_MEAN, x, segment, num_segments, backend)
+        mean, count = SEGMENT_MEAN.below_autograd(x, segment, num_segments, backend)
         ctx.save_for_backward(segment, count)
         ctx.mark_non_differentiable(count)
         ctx.backend = backend

@@ -56,7 +56,7 @@ class _Patches:
         for first in range(0, self.rows, step):
             rows = min(step, self.rows - first)
             lib.fv_patches(byref(self.tubelets), ids, first, rows, self.geometry.clips, buffer.data_ptr())
-            yield slice(first, first + rows), buffer[:rows]
+            yield slice(first, first + rows), buffer if rows == buffer.shape[0] else buffer[:rows]
 
     def base(self, rows: slice, bias: Tensor | None, pos: Tensor) -> Tensor:
         """``bias + pos`` of the tokens of some rows (rows, D): what the product is added to."""

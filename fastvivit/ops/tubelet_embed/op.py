@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import flat_ids
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 from fastvivit.ops.tubelet_embed.geometry import geometry, grid_of
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -131,7 +131,7 @@ class _Embed(torch.autograd.Function):
         ctx.save_for_backward(video, weight, keep)
         ctx.settings = settings
         ctx.needs = [t is not None and t.requires_grad for t in (video, weight, bias, pos)]
-        return below_autograd(EMBED, video, weight, bias, pos, keep, *settings)
+        return EMBED.below_autograd(video, weight, bias, pos, keep, *settings)
 
     @staticmethod
     def backward(ctx, grad):

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastvivit.ops._rows_triton import invert_ids, sort_ids, sum_columns, sum_sorted
+from fastvivit.ops._rows_sorted import sort_ids
+from fastvivit.ops._rows_triton import invert_ids, sum_columns, sum_sorted
 from fastvivit.ops.tubelet_embed.geometry import Geometry
 from fastvivit.ops.tubelet_embed.triton_forward import (
     FULL_DEVICE,

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import check_cu_seqlens
-from fastvivit._operator import below_autograd, define, differentiable, only_once_differentiable
+from fastvivit._operator import define, differentiable, only_once_differentiable
 
 
 def _refuses_triton(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
@@ -17,6 +17,10 @@ def _refuses_triton(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> 
     if q.shape[2] % 8 or q.shape[2] > 256:
         return f"head dim {q.shape[2]}, wanted a multiple of 8 up to 256"
     return _probe.refuses_triton(q)
+
+
+def _refuses_cpp(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
+    return _probe.refuses_native(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
 def _refuses_sdpa(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
@@ -40,6 +44,13 @@ OP = Op(
             absent=_probe.no_triton,
             refuses=_refuses_triton,
             auto=("cuda",),
+        ),
+        Backend(
+            name="cpp",
+            module="fastvivit.ops.varlen_attention.backend_cpp",
+            absent=_probe.no_native,
+            refuses=_refuses_cpp,
+            auto=("cpu",),
         ),
         Backend(name="sdpa", module="fastvivit.ops.varlen_attention.backend_sdpa", refuses=_refuses_sdpa),
         Backend(name="reference", module="fastvivit.ops.varlen_attention.reference", auto=("cpu",)),
@@ -119,8 +130,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, return_lse, schedule, *rest):
         ctx.set_materialize_grads(False)
         ctx.settings = (max_q, max_k, scale, causal, rest)
-        out, lse = below_autograd(
-            ATTENTION,
+        out, lse = ATTENTION.below_autograd(
             q,
             k,
             v,

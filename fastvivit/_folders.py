@@ -1,0 +1,57 @@
+"""Folders that appear whole or not at all, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` to write into; at the end it is on the disk and takes that place.
+
+    What stood there goes only when the new folder is complete. An error leaves it as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    scratch.mkdir()  # not tempfile.mkdtemp, whose folders nobody else may read
+    try:
+        yield scratch
+        _flush(scratch)
+        _replace(scratch, target)
+        _flush_names(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = target.with_name(f"{scratch.name}-old")
+    target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old)
+
+
+def _flush(folder: Path) -> None:
+    """Bring all files below a folder, and their names, to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _flush_names(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _flush_names(folder)
+
+
+def _flush_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
