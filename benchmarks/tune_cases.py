@@ -60,19 +60,22 @@ def attention(arch: int, kind: str, kernels: list[str] | None, head_dims: list[i
             if shipped is None or (kernels and which not in kernels):
                 continue
 
-            def cases(tile, which=which, head_dim=head_dim):
-                found = configs.Tile(*tile)
-                # A row serves causal attention too; the kernel with atomics does not.
-                masks = (False,) if which == "atomic" else (False, True)
-                made = [attention_case(which, found, arch, kind, head_dim, causal) for causal in masks]
+            # A tile serves causal attention too, where that has none of its own ("dkdv_causal"); atomics do not.
+            kernel = which.removesuffix("_causal")
+            masks = (True,) if kernel != which else (False, True)
+            if which == "atomic" or getattr(tiles, f"{which}_causal", None):
+                masks = (False,)
+
+            def cases(tile, kernel=kernel, head_dim=head_dim, masks=masks):
+                made = [attention_case(kernel, configs.Tile(*tile), arch, kind, head_dim, causal) for causal in masks]
                 return [_renamed(case, tile) for case in made]
 
-            own = {"dkdv": 1, "atomic": 1}.get(which, 0)
+            own = {"dkdv": 1, "atomic": 1}.get(kernel, 0)
             blocks = ((64, 128), (32, 64, 128)) if own == 0 else ((32, 64, 128), (64, 128))
             grid = product(*blocks, (4, 8), (1, 2, 3, 4))
             yield Space(
                 name=f"attention {which} {kind} d{head_dim}",
-                place=Place(Path(configs.__file__), TABLES[arch], key, list(tiles._asdict()).index(which)),
+                place=Place(Path(configs.__file__), TABLES[arch], key, list(tiles._asdict()).index(which), which),
                 shipped=tuple(shipped),
                 candidates={tile: cases(tile) for tile in grid},
                 cases=cases,
@@ -99,7 +102,8 @@ def _attention_call(which: str, tile: tuple, tiles, kind: str, head_dim: int) ->
     cu = torch.tensor([0, ROWS], dtype=torch.int32, device="cuda")
     schedule = F.varlen_schedule(cu, cu, ROWS, ROWS)
     changed = tiles._replace(**{which: triton_configs.Tile(*tile)})
-    settings = {"deterministic": which != "atomic", "precision": "ieee" if kind == "ieee" else "tf32"}
+    settings = {"deterministic": which != "atomic", "causal": which.endswith("_causal")}
+    settings |= {"precision": "ieee" if kind == "ieee" else "tf32"}
 
     def attend(q, k, v):
         return F.varlen_attention(q, k, v, cu, None, ROWS, ROWS, schedule=schedule, backend="triton", **settings)

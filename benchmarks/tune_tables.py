@@ -13,12 +13,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """One tile: ``index``-th of the row ``key`` of the dict ``table`` in ``path``."""
+    """One tile: the ``index``-th, or that of ``name``, of the row ``key`` of the dict ``table`` in ``path``."""
 
     path: Path
     table: str
     key: tuple
     index: int
+    name: str = ""
 
 
 def _tile(place: Place) -> ast.Call:
@@ -31,8 +32,16 @@ def _tile(place: Place) -> ast.Call:
             if isinstance(node, ast.Dict):
                 for key, value in zip(node.keys, node.values, strict=True):
                     if key is not None and ast.literal_eval(key) == place.key:
-                        return (value.args if isinstance(value, ast.Call) else value.elts)[place.index]
+                        parts = _parts(value)
+                        return parts[place.name] if place.name in parts else parts[place.index]
     raise KeyError(f"{place.path.name}: {place.table} has no row {place.key} of its own")
+
+
+def _parts(row: ast.expr) -> dict[int | str, ast.expr]:
+    """The tiles of a row by place, and by name where one is given so."""
+    if isinstance(row, ast.Call):
+        return dict(enumerate(row.args)) | {word.arg: word.value for word in row.keywords}
+    return dict(enumerate(row.elts))
 
 
 def read(place: Place) -> tuple[int, ...]:
