@@ -72,8 +72,9 @@ _AMPERE = _IEEE | {
 # The same instructions with 99 KB of shared memory (sm_86, sm_89, sm_120).
 _SMALL = _AMPERE | {
     ("half", 256): Tiles(Tile(64, 32, 8, 2), Tile(16, 64, 8, 1), Tile(64, 32, 8, 1)),
+    ("tf32", 32): Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(64, 32, 8, 2)),
     ("tf32", 128): Tiles(Tile(64, 32, 8, 2), Tile(16, 32, 8, 1), Tile(64, 32, 8, 1)),
-    ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 16, 8, 1)),
+    ("tf32", 256): Tiles(Tile(64, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 16, 4, 1)),
 }
 
 _HOPPER = _IEEE | {
