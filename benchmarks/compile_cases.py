@@ -56,7 +56,7 @@ def attention_work(which: str, kind: str, head_dim: int, causal: bool) -> Work:
 
 POINTERS = {
     **dict.fromkeys(("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v"), "tokens"),
-    **dict.fromkeys(("lse", "grad_lse", "delta"), "*fp32"),
+    **dict.fromkeys(("lse", "grad_lse", "lse_log2", "delta", "sum_q"), "*fp32"),
     **dict.fromkeys(("table", "cu_seqlens_q", "cu_seqlens_k"), "*i32"),
     **dict.fromkeys(("scale", "scale_log2"), "fp32"),
 }
@@ -69,25 +69,29 @@ def _signature(kernel: Callable, kind: str) -> dict[str, str]:
 
 
 def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal: bool) -> CompileCase:
-    """One kernel ("forward", "dkdv", "dq") of varlen_attention with ``tile``, a ``triton_configs.Tile``."""
+    """One kernel ("forward", "dkdv", "dq", "atomic") of varlen_attention with ``tile``, a ``triton_configs.Tile``."""
     from fastvivit.ops.varlen_attention import triton_backward, triton_forward
-    from fastvivit.ops.varlen_attention.triton_configs import head_pad
+    from fastvivit.ops.varlen_attention.triton_configs import head_parts
 
+    columns, rest = head_parts(head_dim)
+    keys = triton_backward._varlen_attention_backward_dkdv_kernel
     kernel, own = {
         "forward": (triton_forward._varlen_attention_forward_kernel, {"NEGATE": False}),
-        "dkdv": (triton_backward._varlen_attention_backward_dkdv_kernel, {"GROUP": 1}),
-        "dq": (triton_backward._varlen_attention_backward_dq_kernel, {}),
+        "dkdv": (keys, {"GROUP": 1, "ADD_TO_QUERIES": False, "sum_q": None}),
+        "atomic": (keys, {"GROUP": 1, "ADD_TO_QUERIES": True}),
+        "dq": (triton_backward._varlen_attention_backward_dq_kernel, {"HAS_GRAD_LSE": False, "grad_lse": None}),
     }[which]
     constants = {
         "HEAD_DIM": head_dim,
-        "HEAD_PAD": head_pad(head_dim),
+        "HEAD_PAD": columns,
+        "REST": rest,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "CAUSAL": causal,
         "WIDE": False,
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
     }
-    rows = tile.block_n if which == "dkdv" else tile.block_m
+    rows = tile.block_n if which in ("dkdv", "atomic") else tile.block_m
     return CompileCase(
         kernel=kernel,
         name=f"attention {which} {kind} d{head_dim}{' causal' * causal} {tile.block_m}x{tile.block_n} sm{arch}",
@@ -103,33 +107,40 @@ def attention_case(which: str, tile, arch: int, kind: str, head_dim: int, causal
 
 def attention_cases() -> list[CompileCase]:
     """Every kernel of varlen_attention in every configuration that it ships; causal and odd head dims in 16 bits."""
-    from fastvivit.ops.varlen_attention import triton_backward
-    from fastvivit.ops.varlen_attention.triton_configs import DELTA, HEAD_PADS, KINDS, TILES, head_pad
+    from fastvivit.ops.varlen_attention import triton_atomic
+    from fastvivit.ops.varlen_attention.triton_configs import FINISH_BLOCK, KINDS, PREPARE, TILES, tiles_for
 
     cases = []
-    for arch, table in TILES.items():
+    for arch in TILES:
         for kind in KINDS:
-            variants = [(pad, False) for pad in HEAD_PADS]
+            variants = [(head_dim, False) for head_dim in (16, 32, 64, 128, 256)]
             if kind == "half":
-                variants += [(80, False), (96, False), *((pad, True) for pad in HEAD_PADS)]
+                # 80 and 96 come in two parts.
+                variants += [(80, False), (96, False), (80, True), (96, True)]
+                variants += [(head_dim, True) for head_dim in (16, 32, 64, 128, 256)]
             for head_dim, causal in variants:
-                tiles = table[kind, head_pad(head_dim)]
-                cases += [
-                    attention_case(which, tile, arch, kind, head_dim, causal) for which, tile in tiles._asdict().items()
-                ]
-    kernel = triton_backward._varlen_attention_backward_delta_kernel
+                launches = tiles_for(arch, kind, head_dim).launches(causal)
+                cases += [attention_case(which, tile, arch, kind, head_dim, causal) for which, tile in launches.items()]
+    kernel = triton_atomic._varlen_attention_backward_prepare_kernel
     for head_dim in (64, 80, 256):
-        sizes = {"HEAD_DIM": head_dim, "HEAD_PAD": head_pad(head_dim), "BLOCK_M": DELTA.block_m}
+        sizes = {"HEAD_DIM": head_dim, "HEAD_PAD": 1 << (head_dim - 1).bit_length(), "BLOCK_M": PREPARE.block_m}
         cases.append(
             CompileCase(
                 kernel=kernel,
-                name=f"attention delta half d{head_dim}",
+                name=f"attention prepare half d{head_dim}",
                 signature=_signature(kernel, "half"),
                 constexprs=sizes | {"HAS_GRAD_LSE": True},
-                num_warps=DELTA.num_warps,
-                num_stages=DELTA.num_stages,
+                num_warps=PREPARE.num_warps,
+                num_stages=PREPARE.num_stages,
                 arches=(80, 86, 90, 100),
                 work=Work(bytes=2 * TOKENS * WIDTH * 2),
             )
         )
+    kernel = triton_atomic._varlen_attention_backward_finish_kernel
+    signature = _signature(kernel, "half") | {"elements": "i32"}
+    cases.append(
+        CompileCase(
+            kernel=kernel, name="attention finish half", signature=signature, constexprs={"BLOCK": FINISH_BLOCK}
+        )
+    )
     return cases

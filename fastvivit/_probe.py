@@ -28,6 +28,43 @@ def interpreting() -> bool:
 
 
 @cache
+def no_cuda() -> str | None:
+    """Why CUDA kernels can't run here, or None."""
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+# Newest first: version, and the module that holds its flash_attn_varlen_func.
+_FLASH = ((4, "flash_attn.cute"), (3, "flash_attn_interface"), (2, "flash_attn"))
+
+
+@cache
+def no_flash_attn() -> str | None:
+    """Why flash-attn can't be used here, or None."""
+    if reason := no_cuda():
+        return reason
+    try:
+        flash_attn()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def flash_attn():
+    """Return ``flash_attn_varlen_func`` of the newest flash-attn installed, or raise ``ImportError``."""
+    from importlib import import_module
+
+    failures = []
+    for version, module in _FLASH:
+        try:
+            return import_module(module).flash_attn_varlen_func
+        except (ImportError, AttributeError, OSError) as error:
+            failures.append(f"{version}: {error}")
+    raise ImportError("flash-attn is not installed or does not load (" + "; ".join(failures) + ")")
+
+
+@cache
 def no_native() -> str | None:
     """Why the compiled CPU kernels can't be used here, or None."""
     return None if _native.load() is not None else _native.reason()

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
 ]
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
-SMALL = Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(32, 16, 4, 1))
+SMALL = Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1))
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ class Problem:
             self.q, self.k, self.v, *self.cu, None, None, self.scale, self.causal, self.schedule, "ieee"
         )  # fmt: skip
 
-    def backward(self, backend, out, lse, with_lse=True):
+    def backward(self, backend, out, lse, with_lse=True, deterministic=True):
         return backend.backward(
             self.grad_out, self.grad_lse if with_lse else None, self.q, self.k, self.v, out, lse, *self.cu, None, None,
-            self.scale, self.causal, True, self.schedule, "ieee",
+            self.scale, self.causal, deterministic, self.schedule, "ieee",
         )  # fmt: skip
 
     def expected(self, dtype, with_lse=True):
@@ -108,9 +108,9 @@ class Problem:
         outs = [out + nothing, lse.masked_fill(dead, 0.0) + nothing][: len(heads)]
         return out, lse, *torch.autograd.grad(outs, inputs, heads, materialize_grads=True)
 
-    def check(self, backend, with_lse=True):
+    def check(self, backend, with_lse=True, deterministic=True):
         out, lse = self.forward(backend)
-        got = out, lse, *self.backward(backend, out, lse, with_lse)
+        got = out, lse, *self.backward(backend, out, lse, with_lse, deterministic)
         golden, own = self.expected(torch.float64, with_lse), self.expected(self.q.dtype, with_lse)
         for name, a, b, c in zip(("out", "lse", "grad_q", "grad_k", "grad_v"), got, golden, own, strict=True):
             assert a.dtype == (torch.float32 if name == "lse" else self.q.dtype)
@@ -134,7 +134,7 @@ def test_lengths_with_shipped_tiles(backend, poisoned, lengths, causal, dtype, d
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("d", [8, 32, 40, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("d", [8, 24, 32, 40, 64, 72, 80, 96, 128, 136, 248, 256])
 def test_head_dims(backend, poisoned, d, dtype, device):
     lengths, causal = ([33, 0, 40], [70, 3, 31]), d % 16 == 0
     Problem(*lengths, slack=3, d=d, heads=1, causal=causal, dtype=dtype, device=device).check(backend)
@@ -152,6 +152,37 @@ def test_small_tiles(backend, poisoned, small_tiles, causal, dtype, device):
 def test_groups_of_heads(backend, monkeypatch, poisoned, heads, kv_heads, at_once, device):
     monkeypatch.setattr(backend, "_heads_at_once", lambda other, heads: min(at_once, heads))
     Problem([20, 7], [9, 30], heads=heads, kv_heads=kv_heads, d=16, device=device).check(backend)
+
+
+@pytest.mark.parametrize("d", [16, 64, 72, 128])
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_atomic_backward(backend, monkeypatch, poisoned, d, with_lse, device):
+    # Blocks of 16 queries take the product with the head's columns as rows, blocks of 64 the other one.
+    tiles = [Tiles(*SMALL[:3], Tile(m, 32, 4, 1)) for m in (16, 64)]
+    for tile in tiles:
+        monkeypatch.setattr(backend, "_tiles", lambda q, precision, tile=tile: tile)
+        problem = Problem([5, 40, 0], [37, 3, 9], slack=3, heads=2, kv_heads=1, d=d, dtype=torch.float16,
+                          device=device)  # fmt: skip
+        problem.check(backend, with_lse, deterministic=False)
+
+
+@pytest.mark.parametrize("lengths", [([0, 0], [3, 4]), ([3, 4], [0, 0]), ([], []), ([0], [0])])
+def test_atomic_backward_of_nothing(backend, poisoned, small_tiles, lengths, device):
+    Problem(*lengths, slack=3, d=16, device=device).check(backend, deterministic=False)
+
+
+def test_atomic_backward_of_bad_lengths_is_nan(backend, small_tiles, device):
+    problem = Problem([10, 30], [25, 20], slack=20, d=16, device=device)
+    good = problem.forward(backend)
+    problem.cu[0] = torch.tensor([0, 5, 4], dtype=torch.int32, device=device)
+    assert all(grad.isnan().all() for grad in problem.backward(backend, *good, deterministic=False))
+
+
+def test_causal_takes_two_kernels(backend, monkeypatch, small_tiles, device):
+    problem = Problem([40, 9], d=16, causal=True, device=device)
+    good = problem.forward(backend)
+    pairs = zip(problem.backward(backend, *good), problem.backward(backend, *good, deterministic=False), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_without_gradient_of_lse(backend, poisoned, device):

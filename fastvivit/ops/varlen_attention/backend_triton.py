@@ -9,12 +9,24 @@ import triton
 from torch import Tensor
 
 from fastvivit.ops.varlen_attention.schedule import GRANULE, blocks, table_size, varlen_schedule
+from fastvivit.ops.varlen_attention.triton_atomic import (
+    _varlen_attention_backward_finish_kernel,
+    _varlen_attention_backward_prepare_kernel,
+)
 from fastvivit.ops.varlen_attention.triton_backward import (
-    _varlen_attention_backward_delta_kernel,
     _varlen_attention_backward_dkdv_kernel,
     _varlen_attention_backward_dq_kernel,
 )
-from fastvivit.ops.varlen_attention.triton_configs import DELTA, Tile, Tiles, arch_of, head_pad, kind_of, tiles_for
+from fastvivit.ops.varlen_attention.triton_configs import (
+    FINISH_BLOCK,
+    PREPARE,
+    Tile,
+    Tiles,
+    arch_of,
+    head_parts,
+    kind_of,
+    tiles_for,
+)
 from fastvivit.ops.varlen_attention.triton_forward import _varlen_attention_forward_kernel
 
 LOG2_E = 1.4426950408889634
@@ -95,7 +107,7 @@ def backward(
     schedule: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``forward``; bitwise repeatable, ``deterministic`` or not.
+    """Gradients of ``forward``; those of k and v are bitwise repeatable, that of q where ``deterministic``.
 
     Args:
         grad_out: (Mq, H, d).
@@ -111,7 +123,8 @@ def backward(
         max_seqlen_k: not needed.
         softmax_scale: factor of the scores.
         causal: aligned bottom-right.
-        deterministic: both values take the same kernels, which use no atomics.
+        deterministic: whether two kernels (7 products) may be replaced by one (5) that adds to the gradient of q
+            atomically, in float32; taken for 16-bit inputs.
         schedule: as in ``forward``.
         precision: "ieee" or "tf32" products of float32.
 
@@ -127,41 +140,43 @@ def backward(
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     sequences = cu_seqlens_q.shape[0] - 1
     table = _table(schedule, cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
-    delta = _delta(grad_out, grad_lse, out.contiguous(), lse.contiguous())
-    lse = lse.contiguous()
-    tiles = _tiles(q, precision)
+    out, lse = out.contiguous(), lse.contiguous()
+    lse_log2, delta = (torch.empty((heads, rows_q), dtype=torch.float32, device=q.device) for _ in range(2))
+    tiles = _tiles(q, precision).launches(causal)
     entries_q, entries_k = blocks(rows_q, sequences), blocks(rows_k, sequences)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
+    lse_strides = (0, 0) if grad_lse is None else grad_lse.stride()
     scales = (softmax_scale, softmax_scale * LOG2_E)
-    if grad_k.numel():
-        tile = tiles.dkdv
-        _varlen_attention_backward_dkdv_kernel[_grid(entries_k, tile.block_n, kv_heads)](
-            q, k, v, grad_out, lse, delta, grad_k, grad_v, table, *strides,
-            rows_q, rows_k, sequences, entries_q, entries_k, kv_heads, _heads_at_once(q, kv_heads), *scales,
-            GROUP=heads // kv_heads, CAUSAL=causal, **_constants(tile, precision, q, k, v, grad_out),
+    sum_q = None
+    if not deterministic and "atomic" in tiles and grad_q.numel() and grad_k.numel():
+        sum_q = torch.empty(grad_q.shape, dtype=torch.float32, device=q.device)
+    if grad_q.numel() and (sum_q is not None or kind_of(q.dtype, precision) == "ieee"):
+        _varlen_attention_backward_prepare_kernel[(triton.cdiv(rows_q, PREPARE.block_m), heads)](
+            out, grad_out, lse, grad_lse, lse_log2, delta, sum_q, *grad_out.stride()[:2], *lse_strides, rows_q, heads,
+            HEAD_DIM=head_dim, HEAD_PAD=triton.next_power_of_2(head_dim), BLOCK_M=PREPARE.block_m,
+            HAS_GRAD_LSE=grad_lse is not None,
+            num_warps=PREPARE.num_warps, num_stages=PREPARE.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
-    if grad_q.numel():
-        tile = tiles.dq
+    if grad_q.numel() and sum_q is None:
+        tile = tiles["dq"]
         _varlen_attention_backward_dq_kernel[_grid(entries_q, tile.block_m, heads)](
-            q, k, v, grad_out, lse, delta, grad_q, table, *strides,
+            q, k, v, out, grad_out, lse, grad_lse, lse_log2, delta, grad_q, table, *strides, *lse_strides,
             rows_q, rows_k, sequences, entries_q, heads, heads // kv_heads, _heads_at_once(k, heads), *scales,
-            CAUSAL=causal, **_constants(tile, precision, q, k, v, grad_out),
+            CAUSAL=causal, HAS_GRAD_LSE=grad_lse is not None, **_constants(tile, precision, q, k, v, grad_out),
         )  # fmt: skip
+    if grad_k.numel():
+        tile = tiles["dkdv" if sum_q is None else "atomic"]
+        _varlen_attention_backward_dkdv_kernel[_grid(entries_k, tile.block_n, kv_heads)](
+            q, k, v, grad_out, lse_log2, delta, grad_k, grad_v, sum_q, table, *strides,
+            rows_q, rows_k, sequences, entries_q, entries_k, kv_heads, _heads_at_once(q, kv_heads), *scales,
+            GROUP=heads // kv_heads, CAUSAL=causal, ADD_TO_QUERIES=sum_q is not None,
+            **_constants(tile, precision, q, k, v, grad_out),
+        )  # fmt: skip
+    if sum_q is not None:
+        _varlen_attention_backward_finish_kernel[(triton.cdiv(grad_q.numel(), FINISH_BLOCK),)](
+            sum_q, grad_q, table, rows_q, rows_k, sequences, grad_q.numel(), softmax_scale, BLOCK=FINISH_BLOCK
+        )
     return grad_q, grad_k, grad_v
-
-
-def _delta(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
-    """``rowsum(grad_out * out) - grad_lse``, (H, Mq) float32."""
-    rows_q, heads, head_dim = out.shape
-    delta = torch.empty((heads, rows_q), dtype=torch.float32, device=out.device)
-    if delta.numel():
-        _varlen_attention_backward_delta_kernel[(triton.cdiv(rows_q, DELTA.block_m), heads)](
-            out, grad_out, lse, grad_lse, delta,
-            *grad_out.stride()[:2], *((0, 0) if grad_lse is None else grad_lse.stride()), rows_q, heads,
-            HEAD_DIM=head_dim, HEAD_PAD=head_pad(head_dim), BLOCK_M=DELTA.block_m, HAS_GRAD_LSE=grad_lse is not None,
-            num_warps=DELTA.num_warps, num_stages=DELTA.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
-    return delta
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -202,9 +217,11 @@ def _heads_at_once(other: Tensor, heads: int) -> int:
 
 def _constants(tile: Tile, precision: str, *tensors: Tensor) -> dict:
     head_dim = tensors[0].shape[2]
+    columns, rest = head_parts(head_dim)
     return {
         "HEAD_DIM": head_dim,
-        "HEAD_PAD": head_pad(head_dim),
+        "HEAD_PAD": columns,
+        "REST": rest,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "WIDE": any(abs(x.stride(0)) * GRANULE >= 2**31 for x in tensors),

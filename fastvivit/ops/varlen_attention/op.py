@@ -23,6 +23,12 @@ def _refuses_cpp(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str
     return _probe.refuses_native(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
+def _refuses_outside(q: Tensor, max_seqlen_q, max_seqlen_k, *_args) -> str | None:
+    from fastvivit.ops.varlen_attention import outside_kernels
+
+    return outside_kernels.refuses(q, max_seqlen_q, max_seqlen_k)
+
+
 def _refuses_sdpa(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
     if q.device.type == "cpu":
         return None
@@ -43,6 +49,20 @@ OP = Op(
             module="fastvivit.ops.varlen_attention.backend_triton",
             absent=_probe.no_triton,
             refuses=_refuses_triton,
+            auto=("cuda",),
+        ),
+        Backend(
+            name="flash",
+            module="fastvivit.ops.varlen_attention.backend_flash",
+            absent=_probe.no_flash_attn,
+            refuses=_refuses_outside,
+            auto=("cuda",),
+        ),
+        Backend(
+            name="torch",
+            module="fastvivit.ops.varlen_attention.backend_torch",
+            absent=_probe.no_cuda,
+            refuses=_refuses_outside,
             auto=("cuda",),
         ),
         Backend(

@@ -58,35 +58,82 @@ def read_entry(fields, entry, rows, bad):
 
 
 @triton.jit
-def tile_offsets(stride, BLOCK: tl.constexpr, HEAD_PAD: tl.constexpr, WIDE: tl.constexpr):
-    """Offsets (BLOCK, HEAD_PAD) of a tile from its first row; 64 bits only where a tile spans so much."""
+def tile_offsets(stride, BLOCK: tl.constexpr, HEAD_PAD: tl.constexpr, REST: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets (BLOCK, HEAD_PAD) and (BLOCK, REST) of a tile from its first row; 64 bits only where it spans so much.
+
+    Everything of a tile comes in two: products take powers of two, so a head dim such as 80 is 64 columns and a rest of
+    16 in place of 128. Where REST is 0 the second is the first again, and nobody uses it.
+    """
     rows = tl.arange(0, BLOCK)
     if WIDE:
         rows = rows.to(tl.int64)
-    return rows[:, None] * stride + tl.arange(0, HEAD_PAD)[None, :]
+    offsets = rows[:, None] * stride + tl.arange(0, HEAD_PAD)[None, :]
+    rest = offsets
+    if REST:
+        rest = rows[:, None] * stride + (HEAD_PAD + tl.arange(0, REST))[None, :]
+    return offsets, rest
 
 
 @triton.jit
-def load_tile(first, offsets, rows_left, HEAD_DIM: tl.constexpr, MASK_ROWS: tl.constexpr):
-    """Load the tile whose first row is at ``first``; rows from ``rows_left`` on, and columns past HEAD_DIM, are 0."""
+def _load(first, offsets, rows_left, WIDTH: tl.constexpr, MASK_ROWS: tl.constexpr):
     rows = tl.arange(0, offsets.shape[0])[:, None]
     columns = tl.arange(0, offsets.shape[1])[None, :]
-    if offsets.shape[1] == HEAD_DIM:
+    if offsets.shape[1] <= WIDTH:
         if MASK_ROWS:
             tile = tl.load(first + offsets, mask=rows < rows_left, other=0.0)
         else:
             tile = tl.load(first + offsets)
     else:
         if MASK_ROWS:
-            tile = tl.load(first + offsets, mask=(rows < rows_left) & (columns < HEAD_DIM), other=0.0)
+            tile = tl.load(first + offsets, mask=(rows < rows_left) & (columns < WIDTH), other=0.0)
         else:
-            tile = tl.load(first + offsets, mask=columns < HEAD_DIM, other=0.0)
+            tile = tl.load(first + offsets, mask=columns < WIDTH, other=0.0)
     return tile
 
 
 @triton.jit
-def store_tile(pointer, tile, row, rows_left, head, heads, HEAD_DIM: tl.constexpr):
-    """Store ``tile`` at ``row``, ``head`` of a contiguous (rows, heads, HEAD_DIM) tensor, up to ``rows_left`` rows."""
+def load_tile(
+    first, offsets, rest_offsets, rows_left, HEAD_DIM: tl.constexpr, REST: tl.constexpr, MASK_ROWS: tl.constexpr
+):
+    """Load the tile whose first row is at ``first``; rows from ``rows_left`` on, and columns past HEAD_DIM, are 0."""
+    tile = _load(first, offsets, rows_left, HEAD_DIM, MASK_ROWS)
+    rest = tile
+    if REST:
+        rest = _load(first, rest_offsets, rows_left, HEAD_DIM - offsets.shape[1], MASK_ROWS)
+    return tile, rest
+
+
+@triton.jit
+def dot_columns(a, a_rest, b, b_rest, REST: tl.constexpr, PRECISION: tl.constexpr):
+    """``a b^T``: the sum runs over the columns of both parts."""
+    product = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    if REST:
+        product = tl.dot(a_rest, tl.trans(b_rest), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def dot_rows(a, b, b_rest, acc, acc_rest, REST: tl.constexpr, PRECISION: tl.constexpr):
+    """``acc + a b`` of both parts: the sum runs over the rows of ``b``."""
+    acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    if REST:
+        acc_rest = tl.dot(a, b_rest, acc_rest, input_precision=PRECISION)
+    return acc, acc_rest
+
+
+@triton.jit
+def zero_tile(BLOCK: tl.constexpr, HEAD_PAD: tl.constexpr, REST: tl.constexpr):
+    """Sums (BLOCK, HEAD_PAD) and (BLOCK, REST) to start from; where REST is 0 a single number stands for the second."""
+    tile = tl.zeros((BLOCK, HEAD_PAD), tl.float32)
+    rest = tl.zeros((1, 1), tl.float32)
+    if REST:
+        rest = tl.zeros((BLOCK, REST), tl.float32)
+    return tile, rest
+
+
+@triton.jit
+def store_tile(pointer, tile, rest, row, rows_left, head, heads, HEAD_DIM: tl.constexpr, REST: tl.constexpr):
+    """Store both parts, ``rows_left`` rows at most, at ``row``, ``head`` of a contiguous (rows, heads, HEAD_DIM)."""
     rows = tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, tile.shape[1])[None, :]
     first = pointer + (row.to(tl.int64) * heads + head) * HEAD_DIM
@@ -94,3 +141,8 @@ def store_tile(pointer, tile, row, rows_left, head, heads, HEAD_DIM: tl.constexp
     offsets = rows * (heads * HEAD_DIM) + columns
     mask = (rows < rows_left) & (columns < HEAD_DIM)
     tl.store(first + offsets, tile.to(pointer.dtype.element_ty), mask=mask)
+    if REST:
+        columns = tile.shape[1] + tl.arange(0, REST)[None, :]
+        offsets = rows * (heads * HEAD_DIM) + columns
+        mask = (rows < rows_left) & (columns < HEAD_DIM)
+        tl.store(first + offsets, rest.to(pointer.dtype.element_ty), mask=mask)
