@@ -3,13 +3,12 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
 #include "dtypes.h"
 #include "parallel.h"
+#include "share.h"
 #include "tiles.h"
 
 typedef struct {
@@ -70,28 +69,6 @@ FV_INLINE void on_rows(const Rows& rows, int64_t first, Args... args) {
     }
 }
 
-// Floats at an alignment of a cache line, given out in pieces.
-class Scratch {
-  public:
-    explicit Scratch(int64_t floats)
-        : data_(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(round_up(floats, 16)) * 4))) {
-        if (data_ == nullptr) pool_failed();
-        next_ = data_;
-    }
-    ~Scratch() { std::free(data_); }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-
-    float* take(int64_t floats) {
-        float* taken = next_;
-        next_ += round_up(floats, 16);
-        return taken;
-    }
-
-  private:
-    float *data_, *next_;
-};
-
 // A range of one sequence's queries and all of its keys.
 struct Piece {
     int64_t first_q, rows_q;  // the sequence's
@@ -118,24 +95,6 @@ inline std::vector<Piece> pieces(const fv_attention& g, int64_t longest) {
         std::stable_sort(found.begin(), found.end(), heavier);
     }
     return found;
-}
-
-// Calls task(i, scratch) once for each i in 0..tasks-1; threads take the next one as they get free, which
-// changes who computes a task but not what. `scratch_floats` is what a thread gets to work in.
-template <class Task>
-void share(int64_t tasks, double flops, int64_t scratch_floats, const Task& task) {
-    // About 20 microseconds of work: below that a thread costs more than it brings.
-    constexpr double flops_per_thread = 2e6;
-    const double threads = std::max(flops / flops_per_thread, 1.0);
-    const int64_t grain = std::max<int64_t>(static_cast<int64_t>(static_cast<double>(tasks) / threads), 1);
-    std::atomic<int64_t> next{0};
-    parallel_for(0, tasks, grain, [&](int64_t, int64_t) {
-        int64_t i = next++;
-        if (i >= tasks) return;
-        Scratch scratch(scratch_floats);
-        float* begin = scratch.take(0);
-        for (; i < tasks; i = next++) task(i, begin);
-    });
 }
 
 // Keys that query `row` of a sequence sees.

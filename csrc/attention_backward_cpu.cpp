@@ -128,8 +128,9 @@ struct Backward {
         const float scale = static_cast<float>(g->scale), score_scale = static_cast<float>(g->scale * log2_e);
         for (int64_t j = 0; j < rows_k; j += block_k) {
             const int64_t count = std::min(block_k, rows_k - j), columns = round_up(count, W);
-            on_rows<W, PackColumns<W>::template Of>(k, j, count, keys_across);
-            on_rows<W, PackColumns<W>::template Of>(v, j, count, values_across);
+            const int64_t panel = std::min(Lanes<W>::panel, columns);
+            on_rows<W, PackColumns<W>::template Of>(k, j, count, panel, keys_across);
+            on_rows<W, PackColumns<W>::template Of>(v, j, count, panel, values_across);
             on_rows<W, PackRows>(k, j, count, padded, 1.0f, keys);
             std::fill(grad_k, grad_k + 2 * block_k * padded, 0.0f);
             // The first query that sees key j.

@@ -101,7 +101,8 @@ struct Forward {
         const int64_t last = seen_by(*g, *piece, piece->end - 1);
         for (int64_t j = 0; j < last; j += block_k) {
             const int64_t count = std::min(block_k, piece->rows_k - j), columns = round_up(count, W);
-            on_rows<W, PackColumns<W>::template Of>(k, j, count, keys);
+            const int64_t panel = std::min(Lanes<W>::panel, columns);
+            on_rows<W, PackColumns<W>::template Of>(k, j, count, panel, keys);
             on_rows<W, PackRows>(v, j, count, padded, 1.0f, values);
             for (int64_t i = 0; i < rows; i += block_q) {
                 const int64_t some = std::min(block_q, rows - i);

@@ -43,8 +43,6 @@ FV_INLINE Floats<W> all(float x) {
     return Floats<W>{} + x;
 }
 
-FV_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // 2^x, within 2 units in the last place; 0 below -126, NaN of NaN. x <= 127.
 template <int W>
 FV_INLINE Floats<W> exp2(const Floats<W>& x) {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "dtypes.h"
 #include "lanes.h"
+#include "share.h"
 
 namespace fv {
 
@@ -92,11 +94,12 @@ FV_INLINE void product(Left left, const float* b, int64_t ldb, int64_t chunk, in
     }
 }
 
-// left (rows, depth) times columns packed by pack_columns.
+// left (rows, depth) times PackColumns of `columns` columns, whole vectors, in panels of at most
+// Lanes<W>::panel.
 template <int W>
 FV_INLINE void product_columns(Left left, const float* packed, int64_t rows, int64_t depth, int64_t columns,
                                float* c, int64_t ldc) {
-    constexpr int64_t panel = Lanes<W>::panel;
+    const int64_t panel = std::min(Lanes<W>::panel, columns);
     product<W>(left, packed, panel, Lanes<W>::vectors, panel * depth, rows, depth, columns, false, c, ldc);
 }
 
@@ -122,39 +125,67 @@ struct PackRows {
     }
 };
 
-// x (count, width), rows `stride` apart → its transpose in panels of `Lanes<W>::panel` columns, each (width,
-// panel); zeros behind the last column up to a whole vector.
+// Elements i0, i1 of a and i2, i3 of b.
+#if defined(__clang__)
+#define FV_PICK(a, b, i0, i1, i2, i3) __builtin_shufflevector(a, b, i0, i1, 4 + i2, 4 + i3)
+#else
+#define FV_PICK(a, b, i0, i1, i2, i3) __builtin_shuffle(a, b, Lanes<4>::Ints{i0, i1, 4 + i2, 4 + i3})
+#endif
+
+template <class T>
+FV_INLINE Floats<4> four(const T* x) {
+    if constexpr (std::is_same_v<T, float>) return load<4>(x);
+    return Floats<4>{to_float(x[0]), to_float(x[1]), to_float(x[2]), to_float(x[3])};
+}
+
+// x (count, width), rows `stride` apart → its transpose in panels of `panel` columns, each (width, panel);
+// zeros behind the last column up to a whole vector.
 template <int W>
 struct PackColumns {
     template <class T>
     struct Of {
-        static FV_INLINE void run(const T* x, int64_t stride, int64_t width, int64_t count, float* out) {
-            constexpr int64_t panel = Lanes<W>::panel;
+        static FV_INLINE void run(const T* x, int64_t stride, int64_t width, int64_t count, int64_t panel,
+                                  float* out) {
             for (int64_t first = 0; first < count; first += panel, out += panel * width) {
                 const int64_t real = std::min(count - first, panel), whole = round_up(real, W);
-                const T* from = x + first * stride;
                 for (int64_t column = 0; column < whole; column += 4) {
-                    // Four rows at a time: their elements side by side make one 16-byte store.
+                    const T* from = x + (first + column) * stride;
+                    float* to = out + column;
                     if (column + 4 <= real) {
-                        const T *a = from + column * stride, *b = a + stride, *c = b + stride,
-                                *d = c + stride;
-                        for (int64_t i = 0; i < width; ++i) {
-                            float* to = out + i * panel + column;
-                            const Floats<4> four{to_float(a[i]), to_float(b[i]), to_float(c[i]),
-                                                 to_float(d[i])};
-                            store<4>(four, to);
-                        }
+                        four_columns(from, stride, width, panel, to);
                         continue;
                     }
-                    for (int64_t i = 0; i < width; ++i) store<4>(Floats<4>{}, out + i * panel + column);
-                    for (int64_t j = column; j < real; ++j) {
+                    for (int64_t i = 0; i < width; ++i) store<4>(Floats<4>{}, to + i * panel);
+                    for (int64_t j = 0; j < real - column; ++j) {
                         for (int64_t i = 0; i < width; ++i)
-                            out[i * panel + j] = to_float(from[j * stride + i]);
+                            to[i * panel + j] = to_float(from[j * stride + i]);
                     }
                 }
             }
         }
+
+        static FV_INLINE void four_columns(const T* a, int64_t stride, int64_t width, int64_t panel,
+                                           float* to) {
+            const T *b = a + stride, *c = b + stride, *d = c + stride;
+            int64_t i = 0;
+            for (; i + 4 <= width; i += 4, to += 4 * panel) {
+                const Floats<4> rows[4] = {four(a + i), four(b + i), four(c + i), four(d + i)};
+                const Floats<4> ab_low = FV_PICK(rows[0], rows[1], 0, 1, 0, 1);
+                const Floats<4> ab_high = FV_PICK(rows[0], rows[1], 2, 3, 2, 3);
+                const Floats<4> cd_low = FV_PICK(rows[2], rows[3], 0, 1, 0, 1);
+                const Floats<4> cd_high = FV_PICK(rows[2], rows[3], 2, 3, 2, 3);
+                store<4>(FV_PICK(ab_low, cd_low, 0, 2, 0, 2), to);
+                store<4>(FV_PICK(ab_low, cd_low, 1, 3, 1, 3), to + panel);
+                store<4>(FV_PICK(ab_high, cd_high, 0, 2, 0, 2), to + 2 * panel);
+                store<4>(FV_PICK(ab_high, cd_high, 1, 3, 1, 3), to + 3 * panel);
+            }
+            for (; i < width; ++i, to += panel) {
+                store<4>(Floats<4>{to_float(a[i]), to_float(b[i]), to_float(c[i]), to_float(d[i])}, to);
+            }
+        }
     };
 };
+
+#undef FV_PICK
 
 }  // namespace fv

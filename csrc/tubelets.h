@@ -40,4 +40,10 @@ inline int64_t tubelet_offset(const fv_tubelets& g, int64_t id) {
            (g.offset[1] + h * g.step[1]) * g.stride[3] + (g.offset[2] + w * g.step[2]) * g.stride[4];
 }
 
+// Row r of `out` (rows, C*t*h*w) is tubelet ids[first + r] of `clips` clips, or first + r where `ids` is
+// null, in the order c, t, h, w; value = x * scale[c] + shift[c]. An id outside 0..clips*N-1 makes a row of
+// NaN.
+void gather_patches(const fv_tubelets* g, const int64_t* ids, int64_t first, int64_t rows, int64_t clips,
+                    float* out);
+
 }  // namespace fv

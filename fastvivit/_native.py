@@ -81,9 +81,21 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "fv_patches": (None, [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_int64, c_void_p]),
     "fv_patches_backward": (None, [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_void_p]),
-    "fv_embed_rows": (
+    "fv_embed": (
         None,
-        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p],
+        [
+            POINTER(Tubelets),
+            c_void_p,
+            c_int64,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_int64,
+            c_void_p,
+            c_void_p,
+            c_int64,
+            c_void_p,
+        ],  # fmt: skip
     ),
     "fv_attention_forward": (None, [POINTER(Attention), c_void_p, c_void_p]),
     "fv_attention_backward": (None, [POINTER(Attention), *[c_void_p] * 7]),

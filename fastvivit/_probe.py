@@ -71,7 +71,7 @@ def no_native() -> str | None:
 
 
 @cache
-def no_cuda() -> str | None:
+def no_native_cuda() -> str | None:
     """Why the compiled CUDA kernels can't be used here, or None. Loads them only where there is a device."""
     import torch
 

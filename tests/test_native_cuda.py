@@ -200,7 +200,7 @@ def test_why_it_cannot_run():
     assert _probe.refuses_cuda(torch.empty(1)) == "tensors are on cpu, wanted cuda"
     with pytest.raises(BackendError) as caught:
         F.gather_tokens(torch.randn(4, 8), torch.tensor([0]), backend="cuda")
-    assert f"\n  cuda: {_probe.no_cuda() or 'tensors are on cpu, wanted cuda'}" in str(caught.value)
+    assert f"\n  cuda: {_probe.no_native_cuda() or 'tensors are on cpu, wanted cuda'}" in str(caught.value)
 
 
 @pytest.mark.parametrize("op", ["gather_tokens", "scatter_tokens", "segment_mean"])

@@ -1,4 +1,4 @@
-"""The patch gather, its gradient and the rows of bias and position, against plain torch."""
+"""The patch gather, its gradient and the embedding on it, against plain torch."""
 
 import numpy as np
 import pytest
@@ -137,27 +137,47 @@ def test_patches_backward(geometry, layout, level, threads):
         torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 37, 768])
-@pytest.mark.parametrize("with_pos", [False, True])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_embed_rows(with_bias, with_pos, width, level, threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 37, 64, 130])
+@pytest.mark.parametrize(("with_bias", "with_pos"), [(False, False), (True, False), (False, True), (True, True)])
+def test_embed(with_bias, with_pos, width, dtype, level, threads):
+    geometry = GEOMETRIES[1]
+    tubelets, tokens, patches = describe(make_video("planar", torch.uint8), *geometry)
+    every, columns = patches.shape
     generator = torch.Generator().manual_seed(9)
-    tokens, rows, first = 11, 150, 3
+    weight = (torch.randn(width, columns, generator=generator) / columns).to(dtype)
     bias = torch.randn(width, generator=generator) if with_bias else None
-    pos = torch.randn(tokens, width + 4, generator=generator)[:, 1 : 1 + width] if with_pos else None
-    ids = torch.randint(-5, 4 * tokens, (first + rows,), generator=generator)
+    pos = torch.randn(tokens, width, generator=generator) if with_pos else None
+    wanted = patches @ weight.double().t()
+    wanted = wanted + bias.double() if with_bias else wanted
+    wanted = wanted + pos.double().repeat(2, 1) if with_pos else wanted
+    ids = torch.randperm(every, generator=generator)[: every // 3].contiguous()
+    ids[1:5] = ints(-1, every, -(2**63), 2**63 - 1)
     for given in (None, ids):
-        out, check = guarded(rows, width)
-        LIB.fv_embed_rows(
-            bias.data_ptr() if with_bias else None, pos.data_ptr() if with_pos else None, width + 4, tokens,
-            given.data_ptr() if given is not None else None, first, rows, width, out.data_ptr(),
+        rows = every if given is None else len(given)
+        out, check = guarded(rows, width, dtype=dtype)
+        LIB.fv_embed(
+            tubelets, None if given is None else given.data_ptr(), rows, 2, weight.data_ptr(), DTYPES[dtype], width,
+            bias.data_ptr() if with_bias else None, pos.data_ptr() if with_pos else None, threads, out.data_ptr(),
         )  # fmt: skip
         check()
-        rows_of = (torch.arange(first, first + rows) if given is None else given[first:]) % tokens
-        wanted = torch.zeros(rows, width)
-        wanted = wanted + bias if with_bias else wanted
-        wanted = wanted + pos[rows_of] if with_pos else wanted
-        assert torch.equal(out, wanted)
+        inside = torch.ones(every, dtype=torch.bool) if given is None else (ids >= 0) & (ids < every)
+        assert out[~inside].isnan().all()
+        rounding = 2e-6 * patches.abs().max() + torch.finfo(dtype).eps * wanted.abs().max()
+        found = wanted if given is None else wanted[ids[inside]]
+        assert (out[inside].double() - found).abs().max() <= rounding
+
+
+def test_embed_adds_a_long_sum_by_blocks():
+    """768 · 16 terms, added one after the other, would be some ten times further off."""
+    video = torch.rand(1, 3, 16, 16, 16, generator=torch.Generator().manual_seed(11))
+    tubelets, tokens, patches = describe(video, (16, 16, 16), (16, 16, 16), (0, 0, 0))
+    weight = torch.ones(64, patches.shape[1])
+    out, check = guarded(1, 64)
+    LIB.fv_embed(tubelets, None, 1, 1, weight.data_ptr(), 0, 64, None, None, 1, out.data_ptr())
+    check()
+    wanted = patches.sum()
+    assert tokens == 1 and (out.double() - wanted).abs().max() <= 4e-7 * patches.abs().sum()
 
 
 def test_bitwise_equal_for_any_number_of_threads():

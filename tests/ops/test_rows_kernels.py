@@ -27,8 +27,8 @@ def load(name, request):
         pytest.importorskip("triton")
     elif DEVICE == "cpu":
         request.getfixturevalue("on_cpu")
-    elif _probe.no_cuda():
-        pytest.skip(_probe.no_cuda())
+    elif _probe.no_native_cuda():
+        pytest.skip(_probe.no_native_cuda())
     ops = {"gather": "gather_tokens", "scatter": "scatter_tokens", "segment": "segment_mean"}
     return SimpleNamespace(**{short: import_module(f"fastvivit.ops.{op}.backend_{name}") for short, op in ops.items()})
 

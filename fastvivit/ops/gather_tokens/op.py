@@ -24,7 +24,7 @@ OP = Op(
         Backend(
             name="cuda",
             module="fastvivit.ops.gather_tokens.backend_cuda",
-            absent=_probe.no_cuda,
+            absent=_probe.no_native_cuda,
             refuses=_probe.refuses_cuda,
             auto=("cuda",),
         ),

@@ -1,7 +1,7 @@
-"""tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp) around a matrix product.
+"""tubelet_embed by the compiled CPU kernels (csrc/tubelet_embed_cpu.cpp, csrc/tubelet_patches_cpu.cpp).
 
-The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in cache; bias and
-position are laid out as what the product is added to, so that no further pass is needed.
+The kept tubelets are gathered, converted and normalised block by block into float32 rows that stay in the cache, and
+multiplied there on top of bias and position. The backward gathers them again, around PyTorch's matrix product.
 """
 
 from __future__ import annotations
@@ -58,15 +58,6 @@ class _Patches:
             lib.fv_patches(byref(self.tubelets), ids, first, rows, self.geometry.clips, buffer.data_ptr())
             yield slice(first, first + rows), buffer if rows == buffer.shape[0] else buffer[:rows]
 
-    def base(self, rows: slice, bias: Tensor | None, pos: Tensor) -> Tensor:
-        """``bias + pos`` of the tokens of some rows (rows, D): what the product is added to."""
-        out = torch.empty(rows.stop - rows.start, pos.shape[1])
-        _native.load().fv_embed_rows(
-            None if bias is None else bias.data_ptr(), pos.data_ptr(), pos.shape[1], self.geometry.tokens,
-            None if self.ids is None else self.ids.data_ptr(), rows.start, out.shape[0], pos.shape[1], out.data_ptr(),
-        )  # fmt: skip
-        return out
-
     def add_gradient(self, grad_patches: Tensor) -> None:
         """Add gradients of all patches (rows, C·t·h·w) to ``video``, where their pixels came from."""
         ids = None if self.ids is None else self.ids.data_ptr()
@@ -90,23 +81,16 @@ def forward(
     precision: str,
 ) -> Tensor:
     """Rows (M, D) of the kept tubelets in the dtype of ``weight``, computed in float32."""
-    patches, matrix = _Patches(video, ids, geometry), _matrix(weight)
+    patches = _Patches(video, ids, geometry)
+    weight = weight.contiguous()
     bias, pos = (t if t is None else t.float().contiguous() for t in (bias, pos))
-    out = None
-    for rows, block in patches.blocks():
-        if pos is None:
-            found = product(block, matrix, bias)
-        else:
-            found = product_plus(block, matrix, patches.base(rows, bias, pos))
-        if block.shape[0] == patches.rows:
-            out = found
-            break
-        if out is None:
-            out = torch.empty(patches.rows, weight.shape[0])
-        out[rows] = found
-    if out is None:
-        out = torch.empty(0, weight.shape[0])
-    return out if weight.dtype == torch.float32 else out.to(weight.dtype)
+    out = torch.empty(patches.rows, weight.shape[0], dtype=weight.dtype)
+    _native.load().fv_embed(
+        byref(patches.tubelets), None if ids is None else ids.data_ptr(), patches.rows, geometry.clips,
+        weight.data_ptr(), _DTYPE[weight.dtype], weight.shape[0], None if bias is None else bias.data_ptr(),
+        None if pos is None else pos.data_ptr(), torch.get_num_threads(), out.data_ptr(),
+    )  # fmt: skip
+    return out
 
 
 def backward(
