@@ -16,7 +16,9 @@ struct Left {
     int64_t by_row, by_k;
 };
 
-// c[r, :] (+)= sum over k of left(r, k) * b[k, :], for R rows and V vectors.
+// c[r, :] (+)= sum over k of left(r, k) * b[k, :], for R rows and V vectors. What was in c is added at the
+// end: in a long sum that is cut into blocks no term then meets more than its block and the blocks one
+// another.
 template <int W, int R, int V>
 struct Tile {
     static FV_INLINE void run(Left left, const float* b, int64_t ldb, int64_t depth, bool add, float* c,
@@ -25,7 +27,7 @@ struct Tile {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-            for (int i = 0; i < V; ++i) sum[r][i] = add ? load<W>(c + r * ldc + i * W) : Floats<W>{};
+            for (int i = 0; i < V; ++i) sum[r][i] = Floats<W>{};
         }
         const float* a = left.a;
         for (int64_t k = 0; k < depth; ++k, a += left.by_k, b += ldb) {
@@ -42,7 +44,10 @@ struct Tile {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-            for (int i = 0; i < V; ++i) store<W>(sum[r][i], c + r * ldc + i * W);
+            for (int i = 0; i < V; ++i) {
+                float* to = c + r * ldc + i * W;
+                store<W>(add ? load<W>(to) + sum[r][i] : sum[r][i], to);
+            }
         }
     }
 };

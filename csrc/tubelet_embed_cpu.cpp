@@ -8,7 +8,7 @@ namespace {
 
 // Terms that are added up in registers before they meet the sum in memory: more would lose precision, as they
 // are added one after the other, and a panel of the weight would no longer stay in the first cache.
-constexpr int64_t block_depth = 256;
+constexpr int64_t block_depth = 384;
 // Floats of a block of patches: half of a core's second cache, beside its rows of the result.
 constexpr int64_t block_floats = 96 * 1024;
 
