@@ -31,14 +31,6 @@ _WATCHERS = (
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _watched(tensors: list) -> bool:
-    """Whether anyone must see the call go by: a mode, a profiler, a tracer, a transform, a tensor's own class."""
-    for watching in _WATCHERS:
-        if watching():
-            return True
-    return not all(type(t) in _PLAIN and (t.is_cpu or t.is_cuda) for t in tensors)
-
-
 class Operator:
     """``fastvivit::name``, called from Python. Eager calls that nothing watches go straight to its kernel."""
 
@@ -50,23 +42,32 @@ class Operator:
         self.where = [i for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type)]
 
     def __call__(self, *args):
-        if _compiling():
-            return self.overload(*args)
-        tensors = [args[i] for i in self.where if args[i] is not None]
-        if _watched(tensors):
+        if _compiling() or self._seen(args):
             return self.overload(*args)
         if self.function is not None and _grad_enabled():
-            for t in tensors:
-                if t.requires_grad:
+            for i in self.where:
+                if args[i] is not None and args[i].requires_grad:
                     return self.function.apply(*args)
         with _below_autograd():
             return self.kernel(*args)
 
     def below_autograd(self, *args):
         """Call it from inside its ``autograd.Function.forward``."""
-        unseen = not _compiling() and not _watched([args[i] for i in self.where if args[i] is not None])
         with _below_autograd():
-            return self.kernel(*args) if unseen else self.overload(*args)
+            if _compiling() or self._seen(args):
+                return self.overload(*args)
+            return self.kernel(*args)
+
+    def _seen(self, args: tuple) -> bool:
+        """Whether anyone must see the call go by: a mode, a profiler, a tracer, a transform, a tensor's own class."""
+        for watching in _WATCHERS:
+            if watching():
+                return True
+        for i in self.where:
+            t = args[i]
+            if t is not None and (type(t) not in _PLAIN or not (t.is_cpu or t.is_cuda)):
+                return True
+        return False
 
 
 def define(schema: str, kernel: Callable, fake: Callable, flops: Callable | None = None) -> Operator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -159,9 +161,8 @@ def attention(
         raise ValueError(f"v: wanted shape {tuple(k.shape)} like k, got {tuple(v.shape)}")
     batch, rows_q, heads, width = q.shape
     rows_k = k.shape[1]
-    steps = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-    cu_seqlens_q = steps * rows_q
-    cu_seqlens_k = cu_seqlens_q if rows_k == rows_q else steps * rows_k
+    cu_seqlens_q = _equal_lengths(batch, rows_q, q.device)
+    cu_seqlens_k = cu_seqlens_q if rows_k == rows_q else _equal_lengths(batch, rows_k, q.device)
     found = varlen_attention(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu_seqlens_q, cu_seqlens_k, rows_q, rows_k,
         softmax_scale=softmax_scale, causal=causal, deterministic=deterministic, return_lse=return_lse,
@@ -171,3 +172,17 @@ def attention(
         return found.view(batch, rows_q, heads, width)
     out, lse = found
     return out.view(batch, rows_q, heads, width), lse.view(heads, batch, rows_q).transpose(0, 1)
+
+
+def _equal_lengths(batch: int, rows: int, device: torch.device) -> Tensor:
+    """``cu_seqlens`` of ``batch`` sequences of ``rows``."""
+    if device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
+        return _equal_lengths_cpu(batch, rows)
+    return torch.arange(batch + 1, dtype=torch.int32, device=device) * rows
+
+
+@lru_cache(maxsize=64)
+def _equal_lengths_cpu(batch: int, rows: int) -> Tensor:
+    # Kept, because a call of 512 tokens is microseconds. Nobody writes to it.
+    with torch.inference_mode(False):
+        return torch.arange(batch + 1, dtype=torch.int32, device="cpu") * rows
