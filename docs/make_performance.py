@@ -62,9 +62,21 @@ def page(folder: Path = ROOT / "benchmarks" / "results") -> str:
     cpus = [run for run in found if run["about"].get("gpu") is None and not _is_gpu(run["about"]["device"])]
     others = [run for run in found if run not in gpus and run not in cpus]
     text = HEAD + _targets(gpus)
-    for run in [*gpus[:1], *others[:2], *cpus[:1]]:
+    for run in _newest_cases([*gpus[:1], *others[:2], *cpus[:2]]):
         text += _figures(run)
     return text + METHOD
+
+
+def _newest_cases(found: list[dict]) -> list[dict]:
+    """Runs, newest first, without the cases that a newer one on the same device has; those with some left."""
+    seen, left = set(), []
+    for run in found:
+        device = run["about"]["device"]
+        cases = {name: case for name, case in run["cases"].items() if (device, name) not in seen}
+        seen |= {(device, name) for name in cases}
+        if cases:
+            left.append({**run, "cases": cases})
+    return left
 
 
 def _is_gpu(name: str) -> bool:
