@@ -251,7 +251,7 @@ def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     lengths = mask.sum(1, dtype=torch.int32)
     cu_seqlens = nnf.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = x.flatten(0, 1)
-    packed = gather_tokens(rows.flatten(1), index).view(-1, *x.shape[2:])
+    packed = gather_tokens(rows.flatten(1), index, distinct=True).view(-1, *x.shape[2:])
     return packed, index, cu_seqlens, int(lengths.max()) if len(lengths) else 0
 
 

@@ -166,13 +166,13 @@ class ViViT(nn.Module):
             else:
                 x = block(x, group, tokens.by_clip)
             if index in layers:
-                found.append(x if restore is None else F.gather_tokens(x, restore))
+                found.append(x if restore is None else F.gather_tokens(x, restore, distinct=True))
         x = self.norm(x)
         pooled = None
         if self.config.pool == "mean":
             pooled, _ = F.segment_mean(x, tokens.by_clip.segment, tokens.clips)
         if restore is not None:
-            x = F.gather_tokens(x, restore)
+            x = F.gather_tokens(x, restore, distinct=True)
         return EncoderOutput(
             tokens=x,
             cu_seqlens=tokens.by_clip.cu_seqlens,
@@ -276,7 +276,7 @@ class _Clips:
         for i in came:
             starts[i], at = at, at + lengths[i]
         ranges = [torch.arange(starts[i], starts[i] + lengths[i]) for i in sorted(came)]
-        return F.gather_tokens(x, torch.cat(ranges).to(self.device, non_blocking=True))
+        return F.gather_tokens(x, torch.cat(ranges).to(self.device, non_blocking=True), distinct=True)
 
 
 def _in_grid_order(x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens, Tensor]:
@@ -284,4 +284,4 @@ def _in_grid_order(x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens, Tensor]:
     span = max(prod(grid) for grid in tokens.grids)
     order = (tokens.by_clip.segment * span + tokens.place).argsort()
     ascending = Tokens(tokens.grids, tokens.counts, tokens.place[order], tokens.device)
-    return F.gather_tokens(x, order), ascending, order.argsort()
+    return F.gather_tokens(x, order, distinct=True), ascending, order.argsort()

@@ -22,11 +22,12 @@ KEEP = torch.tensor([[0, 3, 5], [1, 2, 7]])
 
 # What the public functions pass on: every operator, forward and backward.
 OPERATORS = {
-    "gather": ("gather_tokens", lambda: (_grad(6, 8), torch.tensor([5, 0, 0]), "auto")),
-    "gather_batch": ("gather_tokens", lambda: (_grad(2, 6, 8), torch.tensor([[5, 0], [1, 1]]), "reference")),
+    "gather": ("gather_tokens", lambda: (_grad(6, 8), torch.tensor([5, 0, 0]), False, "auto")),
+    "gather_batch": ("gather_tokens", lambda: (_grad(2, 6, 8), torch.tensor([[5, 0], [1, 1]]), False, "reference")),
+    "gather_distinct": ("gather_tokens", lambda: (_grad(6, 8), torch.tensor([5, 0, 2]), True, "auto")),
     "gather_backward": (
         "gather_tokens_backward",
-        lambda: (torch.randn(3, 8), torch.tensor([5, 0, 0]), 6, "auto"),
+        lambda: (torch.randn(3, 8), torch.tensor([5, 0, 0]), 6, False, "auto"),
     ),
     "scatter": ("scatter_tokens", lambda: (_grad(2, 8), torch.tensor([3, 1]), 5, _grad(8), "auto")),
     "scatter_zero": ("scatter_tokens", lambda: (_grad(2, 8), torch.tensor([3, 1]), 5, None, "reference")),

@@ -24,6 +24,24 @@ def test_gather(backend, dtype, shape, device, poisoned):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), backends(GATHER))
+def test_gather_of_distinct_ids(backend, dtype, device, poisoned):
+    x = torch.randn(2, 33, 24, device=device, requires_grad=True)
+    index = torch.stack([torch.randperm(33)[:20] for _ in range(2)]).to(device)
+    plain = lambda x: x.gather(1, index.unsqueeze(2).expand(-1, -1, 24))  # noqa: E731
+    check(lambda x: F.gather_tokens(x, index, distinct=True, backend=backend), plain, [x], dtype)
+
+
+def test_a_broken_promise_of_distinct_ids(device):
+    x, index = torch.randn(4, 8, device=device, requires_grad=True), torch.tensor([1, 2, 1], device=device)
+    if device == "cpu":
+        with pytest.raises(ValueError, match=r"index: wanted distinct ids, got 1 again at \[2\]"):
+            F.gather_tokens(x, index, distinct=True)
+    else:
+        F.gather_tokens(x, index, distinct=True).sum().backward()
+        assert x.grad.isnan().all()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), backends(GATHER))
 def test_gather_of_a_batch_and_of_views(backend, dtype, device, poisoned):
     wide = torch.randn(3, 9, 24, device=device)
     x = wide[:, 1:, 8:].requires_grad_()

@@ -8,7 +8,7 @@ from fastvivit._checks import require_ids, require_tensor
 from fastvivit.ops.gather_tokens.op import GATHER, OP
 
 
-def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
+def gather_tokens(x: Tensor, index: Tensor, *, distinct: bool = False, backend: str = "auto") -> Tensor:
     """Take rows of ``x`` by id: ``out[m] = x[index[m]]``.
 
     The gradient of ``x`` adds the gradients of every row that took it, in the order of ``index``: bitwise
@@ -17,14 +17,15 @@ def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         x: (N, D), or (B, N, D) for a batch; float32, float16, bfloat16 or float64.
         index: (M,), or (B, K) with ids of each clip's own rows; int64, in ``0..N-1``. Ids may repeat.
+        distinct: promises that they don't (in a clip). The gradient then takes one pass and no sort.
         backend: "auto" or a name of this op's table (``fastvivit info`` prints it).
 
     Returns:
         (M, D), or (B, K, D), in the dtype of ``x``.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range. On a GPU a bad id makes
-            its row NaN.
+        ValueError: a wrong shape, dtype or device, or (on a CPU) an id out of range or, against a promise,
+            repeated. On a GPU an id out of range makes its row NaN, and a broken promise the gradient.
         BackendError: the named backend can't run, or none can.
     """
     require_tensor("x", x, (2, 3))
@@ -33,4 +34,4 @@ def gather_tokens(x: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
         raise ValueError(f"index: wanted {x.shape[0]} clips like x, got shape {tuple(index.shape)}")
     if backend != "auto":
         OP.check_name(backend)
-    return GATHER(x, index, backend)
+    return GATHER(x, index, distinct, backend)
