@@ -117,3 +117,17 @@ def test_strides_of_any_kind():
         F.varlen_attention(one, k, v, lengths, backend="cpp"),
         F.varlen_attention(one.contiguous(), k.contiguous(), v.contiguous(), lengths, backend="cpp"),
     )
+
+
+def test_offsets_past_2_to_the_31(tmp_path):
+    apart, rows = 2**31 + 2**12, 3
+    # A sparse file: only the rows that are touched take memory.
+    storage = torch.from_file(str(tmp_path / "far"), shared=True, size=rows * apart, dtype=torch.float16)
+    far = storage.as_strided((rows, 3, 2, 16), (apart, 64, 16, 1))
+    far.copy_(torch.randn(far.shape).half())
+    found = []
+    for x in (far, far.clone()):
+        leaves = [t.detach().requires_grad_() for t in x.unbind(1)]
+        out = F.varlen_attention(*leaves, cu([rows]), backend="cpp")
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
