@@ -13,6 +13,7 @@ import torch
 import fastvivit.functional as F
 from fastvivit import BackendError, _probe
 from fastvivit.ops.varlen_attention import backend_flash, backend_torch, outside_kernels, reference
+from fastvivit.ops.varlen_attention.setting import Setting
 from tests.ops.test_attention_triton import Problem
 
 CASES = {
@@ -30,7 +31,7 @@ def garbage_outside(x, cu):
 
 def kernel(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal):
     assert scale > 0 and max_q >= int(cu_q.diff().max()) and max_k >= int(cu_k.diff().max())
-    out, lse = reference.forward(q, k, v, cu_q, cu_k, None, None, scale, causal, None, "ieee")
+    out, lse = reference.forward(q, k, v, Setting(cu_q, cu_k, None, None, scale, causal, True, None, "ieee"))
     return garbage_outside(out, cu_q), garbage_outside(torch.where(lse.isinf(), float("inf"), lse).t(), cu_q).t()
 
 
@@ -41,8 +42,8 @@ def kernel_backward(grad, q, k, v, out, lse, cu_q, cu_k, scale, causal):
         return tuple(torch.where(torch.arange(len(x))[:, None, None] < cu[-1], 0 * x, float("nan")) for x, cu in
                      zip((q, k, v), (cu_q, cu_k, cu_k), strict=True))  # fmt: skip
     grads = reference.backward(
-        torch.where(torch.arange(len(q))[:, None, None] < end, grad, 0.0), None, q, k, v, out, lse, cu_q, cu_k,
-        None, None, scale, causal, True, None, "ieee",
+        torch.where(torch.arange(len(q))[:, None, None] < end, grad, 0.0), None, q, k, v, out, lse,
+        Setting(cu_q, cu_k, None, None, scale, causal, True, None, "ieee"),
     )  # fmt: skip
     return tuple(garbage_outside(g, cu) for g, cu in zip(grads, (cu_q, cu_k, cu_k), strict=True))
 
@@ -139,17 +140,6 @@ class Bounded(Problem):
         super().__init__(*args, **kwargs)
         self.longest = [max((0, *lengths)) for lengths in self.lengths]
 
-    def forward(self, backend):
-        return backend.forward(
-            self.q, self.k, self.v, *self.cu, *self.longest, self.scale, self.causal, None, "ieee"
-        )  # fmt: skip
-
-    def backward(self, backend, out, lse, with_lse=True, deterministic=True):
-        return backend.backward(
-            self.grad_out, self.grad_lse if with_lse else None, self.q, self.k, self.v, out, lse, *self.cu,
-            *self.longest, self.scale, self.causal, deterministic, None, "ieee",
-        )  # fmt: skip
-
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("scale", [0.3, -0.2, 0.0])
@@ -175,9 +165,9 @@ def test_bad_lengths_reach_no_kernel_and_give_nan(outside, wrong):
 
 
 def test_too_small_a_maximum_gives_nan_rows():
-    packed = outside_kernels.Packed(
-        torch.ones(9, 1, 8), torch.ones(9, 1, 8), *[torch.tensor([0, 3, 8], dtype=torch.int32)] * 2, 4, 9
-    )
+    lengths = torch.tensor([0, 3, 8], dtype=torch.int32)
+    setting = Setting(lengths, lengths, 4, 9, 1.0, False, True, None, "ieee")
+    packed = outside_kernels.Packed(torch.ones(9, 1, 8), torch.ones(9, 1, 8), setting)
     out = packed.rows_q(torch.ones(9, 1, 8), torch.ones(9, 1, 8))
     assert out[:3].eq(1).all() and out[3:8].isnan().all() and out[8:].eq(0).all()
 

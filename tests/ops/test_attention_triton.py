@@ -9,6 +9,7 @@ triton = pytest.importorskip("triton")
 
 from fastvivit import _probe  # noqa: E402
 from fastvivit.ops.varlen_attention.schedule import blocks, table_size, varlen_schedule  # noqa: E402
+from fastvivit.ops.varlen_attention.setting import Setting  # noqa: E402
 from fastvivit.ops.varlen_attention.triton_configs import Tile, Tiles  # noqa: E402
 from tests.numerics import assert_close  # noqa: E402
 
@@ -83,17 +84,17 @@ class Problem:
         self.grad_out = rows(used_q, heads)
         self.grad_lse = torch.randn(heads, used_q + slack, device=device)
         self.schedule = None
+        self.longest = (None, None)
 
     def forward(self, backend):
-        return backend.forward(
-            self.q, self.k, self.v, *self.cu, None, None, self.scale, self.causal, self.schedule, "ieee"
-        )  # fmt: skip
+        return backend.forward(self.q, self.k, self.v, self.setting())
 
     def backward(self, backend, out, lse, with_lse=True, deterministic=True):
-        return backend.backward(
-            self.grad_out, self.grad_lse if with_lse else None, self.q, self.k, self.v, out, lse, *self.cu, None, None,
-            self.scale, self.causal, deterministic, self.schedule, "ieee",
-        )  # fmt: skip
+        grad_lse = self.grad_lse if with_lse else None
+        return backend.backward(self.grad_out, grad_lse, self.q, self.k, self.v, out, lse, self.setting(deterministic))
+
+    def setting(self, deterministic=True):
+        return Setting(*self.cu, *self.longest, self.scale, self.causal, deterministic, self.schedule, "ieee")
 
     def expected(self, dtype, with_lse=True):
         """(out, lse, grad_q, grad_k, grad_v) of the dense formula in ``dtype``, as if the slack held zeros."""

@@ -204,3 +204,20 @@ def test_bad_arguments_are_errors_that_name_them():
         with pytest.raises(ValueError) as caught:
             call()
         assert message in str(caught.value)
+
+
+def test_the_backward_checks_what_it_is_given():
+    q, lse = torch.randn(6, 2, 8), torch.randn(2, 6)
+    tail = (None, None, 1.0, False, None, "ieee", True, "auto")
+    backward = torch.ops.fastvivit.varlen_attention_backward
+
+    def call(cu_seqlens, out=q, lse=lse):
+        return backward(q, None, q, q, q, out, lse, cu_seqlens, cu_seqlens, *tail)
+
+    call(cu([6]))
+    with pytest.raises(ValueError, match="cu_seqlens_q: wanted a last value of at most 6"):
+        call(cu([7]))
+    with pytest.raises(ValueError, match=r"out: wanted shape \(6, 2, 8\), torch.float32, got \(5, 2, 8\)"):
+        call(cu([6]), out=q[1:])
+    with pytest.raises(ValueError, match=r"lse: wanted shape \(2, 6\), torch.float32, got \(2, 6\), torch.float64"):
+        call(cu([6]), lse=lse.double())

@@ -12,40 +12,27 @@ import torch
 from torch import Tensor
 
 from fastvivit import _native
+from fastvivit.ops.varlen_attention.setting import Setting
 
 _DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 
 
-def _arguments(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, scale: float, causal: bool
-) -> tuple[_native.Attention, tuple[Tensor, ...]]:
+def _arguments(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[_native.Attention, tuple[Tensor, ...]]:
     """The struct, and the tensors it points into, which must outlive it."""
     q, k, v = (t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
-    cu_q, cu_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    cu_q, cu_k = setting.cu_seqlens_q.contiguous(), setting.cu_seqlens_k.contiguous()
     heads, width = q.shape[1:]
     made = _native.Attention(
         _DTYPE[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride()[:2], k.stride()[:2], v.stride()[:2],
         cu_q.data_ptr(), cu_k.data_ptr(), cu_q.shape[0] - 1, q.shape[0], k.shape[0], heads, k.shape[1], width,
-        causal, scale,
+        setting.causal, setting.softmax_scale,
     )  # fmt: skip
     return made, (q, k, v, cu_q, cu_k)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Out (Mq, H, d) and lse (H, Mq) float32."""
-    arguments, _alive = _arguments(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal)
+    arguments, _alive = _arguments(q, k, v, setting)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[1], q.shape[0])
     _native.load().fv_attention_forward(byref(arguments), out.data_ptr(), lse.data_ptr())
@@ -60,18 +47,10 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v."""
-    arguments, _alive = _arguments(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal)
+    arguments, _alive = _arguments(q, k, v, setting)
     grad_out, out, lse = grad_out.contiguous(), out.contiguous(), lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     grads = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))

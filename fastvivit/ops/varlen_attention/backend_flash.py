@@ -17,27 +17,16 @@ from fastvivit import _probe
 from fastvivit._backends import BackendError
 from fastvivit._operator import recording_gradients
 from fastvivit.ops.varlen_attention.outside_kernels import Packed, add_gradient_of_lse, positive_scale
+from fastvivit.ops.varlen_attention.setting import Setting
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Out (Mq, H, d) and lse (H, Mq) float32."""
-    packed = Packed(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    packed = Packed(q, k, setting)
     if packed.empty:
         return packed.rows_q(None, q), packed.lse(None, q)
-    q, scale, _ = positive_scale(q, softmax_scale)
-    out, lse = _attend(packed, q, k, v, scale, causal, False)
+    q, scale, _ = positive_scale(q, setting.softmax_scale)
+    out, lse = _attend(packed, q, k, v, scale, setting.causal, False)
     return packed.rows_q(out, q), packed.lse(lse, q)
 
 
@@ -49,35 +38,27 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v; ``BackendError`` where this flash-attn can't repeat them bitwise and that is asked for."""
-    packed = Packed(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    packed = Packed(q, k, setting)
     if packed.empty:
         return packed.rows_q(None, q), packed.rows_k(None, k), packed.rows_k(None, v)
-    if deterministic and "deterministic" not in _arguments():
+    if setting.deterministic and "deterministic" not in _arguments():
         raise BackendError("varlen_attention: backend 'flash' can't promise deterministic gradients; ask for others")
-    q, scale, sign = positive_scale(q, softmax_scale)
+    q, scale, sign = positive_scale(q, setting.softmax_scale)
 
     def gradients(value: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         inputs = [t.detach().requires_grad_() for t in (q, k, value)]
         with recording_gradients():
-            again, _ = _attend(packed, *inputs, scale, causal, deterministic)
+            again, _ = _attend(packed, *inputs, scale, setting.causal, setting.deterministic)
         return torch.autograd.grad(again, inputs, grad.contiguous())
 
     grads = gradients(v, grad_out)
     if grad_lse is not None:
         grads = add_gradient_of_lse(
             grads,
-            lambda value: _attend(packed, q, k, value, scale, causal, deterministic)[0],
+            lambda value: _attend(packed, q, k, value, scale, setting.causal, setting.deterministic)[0],
             lambda grad: gradients(k, grad)[2],
             q,
             k,

@@ -14,33 +14,22 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from fastvivit._operator import recording_gradients
+from fastvivit.ops.varlen_attention.setting import Setting
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Out (Mq, H, d) and lse (H, Mq) float32 (NaN where a device's SDPA returns none)."""
     if q.device.type != "cpu":
-        out = _padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
+        out = _padded(q, k, v, *setting[:6])
         return out, q.new_full((q.shape[1], q.shape[0]), float("nan"), dtype=torch.float32)
     k, v = _per_query_head(k, q), _per_query_head(v, q)
     rows, heads, _ = q.shape
     out = lse = None
-    for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
-        o, s = _flash(*run.views(q, k, v), 0.0, run.square, attn_mask=run.mask(q), scale=softmax_scale)
+    for run in _runs(setting.cu_seqlens_q, setting.cu_seqlens_k, setting.causal):
+        o, s = _flash(*run.views(q, k, v), 0.0, run.square, attn_mask=run.mask(q), scale=setting.softmax_scale)
         if run.covers(rows):
             return o.transpose(1, 2).reshape(q.shape), s.float().transpose(0, 1).reshape(heads, rows).contiguous()
         if out is None:
@@ -61,27 +50,19 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v."""
     if q.device.type != "cpu":
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         with recording_gradients():
-            again = _padded(*inputs, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal)
+            again = _padded(*inputs, *setting[:6])
         return torch.autograd.grad(again, inputs, grad_out)
     kv_heads = k.shape[1]
     k, v = _per_query_head(k, q), _per_query_head(v, q)
     grads = None
-    for run in _runs(cu_seqlens_q, cu_seqlens_k, causal):
-        found = _backward_of_run(run, grad_out, grad_lse, q, k, v, out, lse, softmax_scale)
+    for run in _runs(setting.cu_seqlens_q, setting.cu_seqlens_k, setting.causal):
+        found = _backward_of_run(run, grad_out, grad_lse, q, k, v, out, lse, setting.softmax_scale)
         if run.covers(q.shape[0]) and run.count * run.len_k == k.shape[0]:
             grads = [g.transpose(1, 2).reshape(t.shape) for g, t in zip(found, (q, k, v), strict=True)]
             break

@@ -9,27 +9,16 @@ import torch
 from torch import Tensor
 
 from fastvivit.ops.varlen_attention.outside_kernels import Packed, add_gradient_of_lse, positive_scale
+from fastvivit.ops.varlen_attention.setting import Setting
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Out (Mq, H, d) and lse (H, Mq) float32."""
-    packed = Packed(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    packed = Packed(q, k, setting)
     if packed.empty:
         return packed.rows_q(None, q), packed.lse(None, q)
-    q, scale, _ = positive_scale(q, softmax_scale)
-    out, lse, _ = _attend(packed, *(_unit_stride(t) for t in (q, k, v)), scale, causal)
+    q, scale, _ = positive_scale(q, setting.softmax_scale)
+    out, lse, _ = _attend(packed, *(_unit_stride(t) for t in (q, k, v)), scale, setting.causal)
     return packed.rows_q(out, q), packed.lse(lse, q)
 
 
@@ -41,32 +30,24 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v."""
-    packed = Packed(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    packed = Packed(q, k, setting)
     if packed.empty:
         return packed.rows_q(None, q), packed.rows_k(None, k), packed.rows_k(None, v)
-    q, scale, sign = positive_scale(q, softmax_scale)
+    q, scale, sign = positive_scale(q, setting.softmax_scale)
     q, k, v, grad_out = (_unit_stride(t) for t in (q, k, v, grad_out))
     # +inf makes exp(score - lse) 0 whatever the score, and NaN rows are not the kernel's to read.
     stats = torch.where(lse.isfinite(), lse, float("inf"))
-    with _deterministic(deterministic):
-        grads = _gradients(packed, grad_out, q, k, v, out, stats, scale, causal)
+    with _deterministic(setting.deterministic):
+        grads = _gradients(packed, grad_out, q, k, v, out, stats, scale, setting.causal)
         if grad_lse is not None:
-            keys_as_values, _, _ = _attend(packed, q, k, k, scale, causal)
+            keys_as_values, _, _ = _attend(packed, q, k, k, scale, setting.causal)
             grads = add_gradient_of_lse(
                 grads,
                 lambda _: keys_as_values,
-                lambda grad: _gradients(packed, grad, q, k, k, keys_as_values, stats, scale, causal)[2],
+                lambda grad: _gradients(packed, grad, q, k, k, keys_as_values, stats, scale, setting.causal)[2],
                 q,
                 k,
                 grad_lse,

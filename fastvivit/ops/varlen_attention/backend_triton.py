@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from fastvivit.ops.varlen_attention.schedule import GRANULE, blocks, table_size, varlen_schedule
+from fastvivit.ops.varlen_attention.setting import Setting
 from fastvivit.ops.varlen_attention.triton_atomic import (
     _varlen_attention_backward_finish_kernel,
     _varlen_attention_backward_prepare_kernel,
@@ -34,33 +35,14 @@ LOG2_E = 1.4426950408889634
 CACHE_BYTES = 32 << 20
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Attention of packed sequences.
 
     Args:
         q: (Mq, H, d), float32, float16 or bfloat16.
         k: (Mk, Hk, d), H a multiple of Hk.
         v: (Mk, Hk, d).
-        cu_seqlens_q: (S+1,) int32.
-        cu_seqlens_k: (S+1,) int32.
-        max_seqlen_q: not needed.
-        max_seqlen_k: not needed.
-        softmax_scale: factor of the scores.
-        causal: aligned bottom-right.
-        schedule: of ``varlen_schedule`` for these ``cu_seqlens``; None builds it.
-        precision: "ieee" or "tf32" products of float32.
+        setting: lengths, mask and precision; the maxima are not needed.
 
     Returns:
         out (Mq, H, d) in the dtype of q, and lse (H, Mq) float32. NaN where ``cu_seqlens`` are not sound, or where
@@ -75,16 +57,16 @@ def forward(
     lse = torch.empty((heads, rows_q), dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
-    sequences = cu_seqlens_q.shape[0] - 1
-    table = _table(schedule, cu_seqlens_q, cu_seqlens_k, rows_q, k.shape[0])
-    tile = _tiles(q, precision).forward
+    sequences = setting.cu_seqlens_q.shape[0] - 1
+    table = _table(setting.schedule, setting.cu_seqlens_q, setting.cu_seqlens_k, rows_q, k.shape[0])
+    tile = _tiles(q, setting.precision).forward
     entries = blocks(rows_q, sequences)
     _varlen_attention_forward_kernel[_grid(entries, tile.block_m, heads)](
-        q, k, v, out, lse, table, cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(),
+        q, k, v, out, lse, table, setting.cu_seqlens_q.contiguous(), setting.cu_seqlens_k.contiguous(),
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         rows_q, k.shape[0], sequences, entries, heads, heads // k.shape[1], _heads_at_once(k, heads),
-        abs(softmax_scale) * LOG2_E,
-        CAUSAL=causal, NEGATE=softmax_scale < 0, **_constants(tile, precision, q, k, v),
+        abs(setting.softmax_scale) * LOG2_E,
+        CAUSAL=setting.causal, NEGATE=setting.softmax_scale < 0, **_constants(tile, setting.precision, q, k, v),
     )  # fmt: skip
     return out, lse
 
@@ -97,15 +79,7 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``forward``; those of k and v are bitwise repeatable, that of q where ``deterministic``.
 
@@ -117,16 +91,7 @@ def backward(
         v: (Mk, Hk, d).
         out: (Mq, H, d), of ``forward``.
         lse: (H, Mq) float32, of ``forward``.
-        cu_seqlens_q: (S+1,) int32.
-        cu_seqlens_k: (S+1,) int32.
-        max_seqlen_q: not needed.
-        max_seqlen_k: not needed.
-        softmax_scale: factor of the scores.
-        causal: aligned bottom-right.
-        deterministic: whether two kernels (7 products) may be replaced by one (5) that adds to the gradient of q
-            atomically, in float32; taken for 16-bit inputs.
-        schedule: as in ``forward``.
-        precision: "ieee" or "tf32" products of float32.
+        setting: lengths, mask and precision; the maxima are not needed.
 
     Returns:
         Gradients of q, k and v, in their shapes and dtypes, contiguous.
@@ -138,19 +103,19 @@ def backward(
     rows_q, heads, head_dim = q.shape
     rows_k, kv_heads, _ = k.shape
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    sequences = cu_seqlens_q.shape[0] - 1
-    table = _table(schedule, cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
+    sequences = setting.cu_seqlens_q.shape[0] - 1
+    table = _table(setting.schedule, setting.cu_seqlens_q, setting.cu_seqlens_k, rows_q, rows_k)
     out, lse = out.contiguous(), lse.contiguous()
     lse_log2, delta = (torch.empty((heads, rows_q), dtype=torch.float32, device=q.device) for _ in range(2))
-    tiles = _tiles(q, precision).launches(causal)
+    tiles = _tiles(q, setting.precision).launches(setting.causal)
     entries_q, entries_k = blocks(rows_q, sequences), blocks(rows_k, sequences)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
     lse_strides = (0, 0) if grad_lse is None else grad_lse.stride()
-    scales = (softmax_scale, softmax_scale * LOG2_E)
+    scales = (setting.softmax_scale, setting.softmax_scale * LOG2_E)
     sum_q = None
-    if not deterministic and "atomic" in tiles and grad_q.numel() and grad_k.numel():
+    if not setting.deterministic and "atomic" in tiles and grad_q.numel() and grad_k.numel():
         sum_q = torch.empty(grad_q.shape, dtype=torch.float32, device=q.device)
-    if grad_q.numel() and (sum_q is not None or kind_of(q.dtype, precision) == "ieee"):
+    if grad_q.numel() and (sum_q is not None or kind_of(q.dtype, setting.precision) == "ieee"):
         _varlen_attention_backward_prepare_kernel[(triton.cdiv(rows_q, PREPARE.block_m), heads)](
             out, grad_out, lse, grad_lse, lse_log2, delta, sum_q, *grad_out.stride()[:2], *lse_strides, rows_q, heads,
             HEAD_DIM=head_dim, HEAD_PAD=triton.next_power_of_2(head_dim), BLOCK_M=PREPARE.block_m,
@@ -162,19 +127,20 @@ def backward(
         _varlen_attention_backward_dq_kernel[_grid(entries_q, tile.block_m, heads)](
             q, k, v, out, grad_out, lse, grad_lse, lse_log2, delta, grad_q, table, *strides, *lse_strides,
             rows_q, rows_k, sequences, entries_q, heads, heads // kv_heads, _heads_at_once(k, heads), *scales,
-            CAUSAL=causal, HAS_GRAD_LSE=grad_lse is not None, **_constants(tile, precision, q, k, v, grad_out),
+            CAUSAL=setting.causal, HAS_GRAD_LSE=grad_lse is not None,
+            **_constants(tile, setting.precision, q, k, v, grad_out),
         )  # fmt: skip
     if grad_k.numel():
         tile = tiles["dkdv" if sum_q is None else "atomic"]
         _varlen_attention_backward_dkdv_kernel[_grid(entries_k, tile.block_n, kv_heads)](
             q, k, v, grad_out, lse_log2, delta, grad_k, grad_v, sum_q, table, *strides,
             rows_q, rows_k, sequences, entries_q, entries_k, kv_heads, _heads_at_once(q, kv_heads), *scales,
-            GROUP=heads // kv_heads, CAUSAL=causal, ADD_TO_QUERIES=sum_q is not None,
-            **_constants(tile, precision, q, k, v, grad_out),
+            GROUP=heads // kv_heads, CAUSAL=setting.causal, ADD_TO_QUERIES=sum_q is not None,
+            **_constants(tile, setting.precision, q, k, v, grad_out),
         )  # fmt: skip
     if sum_q is not None:
         _varlen_attention_backward_finish_kernel[(triton.cdiv(grad_q.numel(), FINISH_BLOCK),)](
-            sum_q, grad_q, table, rows_q, rows_k, sequences, grad_q.numel(), softmax_scale, BLOCK=FINISH_BLOCK
+            sum_q, grad_q, table, rows_q, rows_k, sequences, grad_q.numel(), setting.softmax_scale, BLOCK=FINISH_BLOCK
         )
     return grad_q, grad_k, grad_v
 

@@ -9,6 +9,7 @@ from fastvivit import _probe
 from fastvivit._backends import Backend, Op
 from fastvivit._checks import check_cu_seqlens
 from fastvivit._operator import define, differentiable, only_once_differentiable
+from fastvivit.ops.varlen_attention.setting import Setting
 
 
 def _refuses_triton(q: Tensor, max_seqlen_q, max_seqlen_k, return_lse: bool) -> str | None:
@@ -96,7 +97,9 @@ def _forward(
     implementation = OP.choose(backend, q.device.type, q, max_q, max_k, return_lse)
     if q.device.type == "cpu":
         _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, q.shape[0], k.shape[0])
-    return implementation.forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, schedule, precision)
+    return implementation.forward(
+        q, k, v, Setting(cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, deterministic, schedule, precision)
+    )
 
 
 def _backward(
@@ -104,10 +107,18 @@ def _backward(
     precision, deterministic, backend,
 ):  # fmt: skip
     implementation = OP.choose(backend, q.device.type, q, max_q, max_k, grad_lse is not None)
-    return implementation.backward(
-        grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal,
-        deterministic, schedule, precision,
-    )  # fmt: skip
+    if q.device.type == "cpu":
+        _check_values(cu_seqlens_q, cu_seqlens_k, max_q, max_k, q.shape[0], k.shape[0])
+    for name, tensor, shape, dtype in (
+        ("grad_out", grad_out, q.shape, q.dtype),
+        ("out", out, q.shape, q.dtype),
+        ("lse", lse, (q.shape[1], q.shape[0]), torch.float32),
+        ("grad_lse", grad_lse, (q.shape[1], q.shape[0]), torch.float32),
+    ):
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
+            raise ValueError(f"{name}: wanted shape {tuple(shape)}, {dtype}, got {tuple(tensor.shape)}, {tensor.dtype}")
+    setting = Setting(cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, deterministic, schedule, precision)
+    return implementation.backward(grad_out, grad_lse, q, k, v, out, lse, setting)
 
 
 def _fake(q, *_args, **_kwargs):

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastvivit.ops.varlen_attention.setting import Setting
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -38,7 +40,8 @@ class Packed:
         empty: whether there is nothing to launch a kernel for, from shapes and maxima alone.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> None:
+    def __init__(self, q: Tensor, k: Tensor, setting: Setting) -> None:
+        cu_q, cu_k, max_q, max_k, *_ = setting
         rows_q, rows_k = q.shape[0], k.shape[0]
         self.max_q, self.max_k = min(max_q, rows_q), min(max_k, rows_k)
         self.sound = _sound(cu_q, rows_q) & _sound(cu_k, rows_k)

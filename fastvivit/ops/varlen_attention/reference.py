@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvivit._operator import recording_gradients
+from fastvivit.ops.varlen_attention.setting import Setting
 
 
 def _sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
@@ -37,23 +38,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, cu_q: list, cu_k: list, scale: floa
     return torch.cat(outs), torch.cat(lses, 1)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    schedule: Tensor | None,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """Out (Mq, H, d) in the dtype of q and lse (H, Mq) float32; half types are computed in float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    cu_q, cu_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    out, lse = _attend(q.to(wide), k.to(wide), v.to(wide), cu_q, cu_k, softmax_scale, causal)
+    cu_q, cu_k = setting.cu_seqlens_q.tolist(), setting.cu_seqlens_k.tolist()
+    out, lse = _attend(q.to(wide), k.to(wide), v.to(wide), cu_q, cu_k, setting.softmax_scale, setting.causal)
     return out.to(q.dtype), lse.float()
 
 
@@ -65,21 +54,15 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    softmax_scale: float,
-    causal: bool,
-    deterministic: bool,
-    schedule: Tensor | None,
-    precision: str,
+    setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, by autograd of the definition."""
     wide = torch.promote_types(q.dtype, torch.float32)
     inputs = [t.detach().to(wide).requires_grad_() for t in (q, k, v)]
     with recording_gradients():
-        out, lse = _attend(*inputs, cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), softmax_scale, causal)
+        out, lse = _attend(
+            *inputs, setting.cu_seqlens_q.tolist(), setting.cu_seqlens_k.tolist(), setting.softmax_scale, setting.causal
+        )
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse.to(wide)
     # lse is -inf where there is nothing to attend to; whatever gradient arrives there belongs to nobody.
     grad_lse = grad_lse.masked_fill(lse.isneginf(), 0.0)
