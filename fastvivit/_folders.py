@@ -34,7 +34,11 @@ def _replace(scratch: Path, target: Path) -> None:
         return
     old = target.with_name(f"{scratch.name}-old")
     target.rename(old)
-    scratch.rename(target)
+    try:
+        scratch.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
     shutil.rmtree(old)
 
 

@@ -83,19 +83,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fv_patches_backward": (None, [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_void_p]),
     "fv_embed": (
         None,
-        [
-            POINTER(Tubelets),
-            c_void_p,
-            c_int64,
-            c_int64,
-            c_void_p,
-            c_int64,
-            c_int64,
-            c_void_p,
-            c_void_p,
-            c_int64,
-            c_void_p,
-        ],  # fmt: skip
+        [POINTER(Tubelets), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64]
+        + [c_void_p, c_void_p, c_int64, c_void_p],
     ),
     "fv_attention_forward": (None, [POINTER(Attention), c_void_p, c_void_p]),
     "fv_attention_backward": (None, [POINTER(Attention), *[c_void_p] * 7]),

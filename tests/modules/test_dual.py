@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,25 @@ def test_folders_round_trip(tmp_path):
     assert isinstance(fv.load_pretrained(tmp_path / "run" / "model"), fv.ViViT)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["model"]
     assert (tmp_path / "run" / "model").stat().st_mode == (tmp_path / "run").stat().st_mode
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_rename_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failing):
+    model, folder, renames = dual().video, tmp_path / "model", []
+    fv.save_pretrained(model, folder)
+    before, rename = (folder / "model.safetensors").read_bytes(), Path.rename
+
+    def wrapped(path, to):
+        renames.append(to)
+        if len(renames) == failing:
+            raise OSError("the disk is gone")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", wrapped)
+    with pytest.raises(OSError, match="disk is gone"):
+        fv.save_pretrained(dual().video, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):

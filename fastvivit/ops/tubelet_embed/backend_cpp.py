@@ -22,8 +22,6 @@ _DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
 # Floats of a block of patches: 8 MiB stays in a shared cache, and is tall enough for the product to reach its
 # rate.
 _BLOCK = 2 << 20
-
-
 _Stride = c_int64 * 5
 
 
