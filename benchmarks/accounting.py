@@ -35,7 +35,7 @@ class Account:
         parameters: of the encoder.
         weight_bytes: of the same.
         clip_bytes: of the uint8 clips.
-        saved_bytes: what the forward leaves for the backward, the clips with it, without weights and views of them.
+        saved_bytes: what the forward leaves for the backward, beyond weights and clips and views of them.
         peak_bytes: most that is alive at once from the first op of the forward to the last of the backward, gradients
             of the weights with it, beyond weights and clips.
         flops_forward: of matrix products and attention.
@@ -83,7 +83,7 @@ def account(
         fill(model, device)
         video = torch.empty(clips, config.channels, config.frames, *config.size, dtype=torch.uint8, device=device)
         with Ledger([*model.parameters(), video], attention_flops(config, lengths)) as ledger:
-            with saved_storages(model.parameters()) as saved:
+            with saved_storages([*model.parameters(), video]) as saved:
                 loss = loss_of(model, video, mask_ratio, dtype)
             forward = ledger.flops
             loss.backward()

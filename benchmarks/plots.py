@@ -58,11 +58,11 @@ def _about(run: dict) -> str:
     return f"{quick}{run['device']}, torch {run['torch']}, commit {run['commit']}{dirty}, {str(run['date'])[:10]}"
 
 
-def _figure(width: float, height: float, panels: int, title: str, ratios=None):
+def _figure(width: float, height: float, panels: int, title: str, ratios=None, rows: int = 1):
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(1, panels, squeeze=False, width_ratios=ratios)[0]
+    axes = figure.subplots(rows, panels, squeeze=False, width_ratios=ratios).ravel()
     for axis in axes:
         axis.grid(True, which="major", color="#dddddd", linewidth=0.7)
         axis.set_axisbelow(True)
