@@ -34,6 +34,12 @@ compile-report: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/fastvivit bench --save
 
+# Every encoder of the paper: memory, FLOPs and time over masks, frames and sizes; then docs/encoders.md.
+.PHONY: sweep
+sweep: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.sweep --save
+	$(BIN)/python docs/make_encoders.py
+
 # On a machine with a GPU, with the Python it is given: no virtual environment and no network. Under ten minutes, in stages
 # that can be run alone: make gpu STAGES="smoke bench", or make gpu-smoke. A copy without its history is told its commit:
 # make gpu COMMIT=... (results name it).

@@ -95,7 +95,8 @@ def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[
         words = ("embed/", "attention/", "rows/", "block/") if stage == "bench" else ("overhead/", "encoder/")
         return [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
     kept = ["--save", *save]
-    return [
+    sweep = [*module, "benchmarks.sweep", "--models", "B", "--frames", "16", "128", "--masks", "0", "75"]
+    made = [
         Step(
             name=f"{stage}: {name}",
             command=[*run, "--device", "cuda", "--only", *words, *["--compile"] * compiled, *kept],
@@ -103,6 +104,10 @@ def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[
         )
         for name, words, compiled, seconds in BENCHES[stage]
     ]
+    if stage == "more":
+        # Last, and a part of it: the whole is `make sweep`, in minutes of its own.
+        made.append(Step(name="more: every encoder", command=[*sweep, "--measure-under", "1", *kept], seconds=90))
+    return made
 
 
 def _sanitizers(module: list[str], dry: bool) -> list[Step]:

@@ -80,7 +80,7 @@ def line_of(row: dict[str, object]) -> str:
         if row["measured_peak_bytes"]:
             time += f", peak {size(row['measured_peak_bytes'])}"
     else:
-        time = "" if row["predicted_seconds"] is None else f"at least {row['predicted_seconds']:.3g} s"
+        time = "" if row["predicted_seconds"] is None else f"at least {row['predicted_seconds']:,.3g} s"
     if row["not_measured"]:
         time = f"{time}  ({row['not_measured']})".strip()
     numbers = f"{row['tokens']:>7,} {size(row['saved_bytes']):>9} {size(row['peak_bytes']):>9}"

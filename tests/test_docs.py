@@ -45,6 +45,42 @@ def test_performance_page_says_what_a_gpu_measured(tmp_path):
     assert "beyond 514 TFLOP/s | not measured yet" in page and "no GPU has run" not in page
 
 
+def test_encoders_page_is_what_the_sweep_says():
+    page = maker("make_encoders").page()
+    assert (ROOT / "docs" / "encoders.md").read_text() == page, "run python docs/make_encoders.py"
+
+
+def sweep_row(**changes):
+    about = {"date": "2026-01-02T00:00:00+00:00", "device": "A CPU", "commit": "0" * 12, "dirty": False, "gpu": None}
+    about |= {"torch": "2.11.0", "threads": 2, "dtype": "float32", "quick": False, "kind": "sweep", "error": None}
+    about |= {"encoder": "joint", "model": "B", "frames": 16, "mask": 0, "clips": 1, "checkpointing": False}
+    about |= {"tokens": 2048, "saved_bytes": 3 << 30, "peak_bytes": 4 << 30, "weight_bytes": 1 << 30}
+    about |= {"optimiser_bytes": 2 << 30, "clip_bytes": 1 << 20, "flops_step": 5 * 10**12, "predicted_seconds": 8.0}
+    return about | {"seconds": None, "measured_peak_bytes": None} | changes
+
+
+def test_encoders_page_tells_measured_from_predicted(tmp_path):
+    ceilings = {"copy_bytes_per_s": 5e10, "product_flop_per_s": 4e11, "date": "2026-01-02", "quick": False}
+    timed = {"seconds": {"median": 2.5}, "predicted_seconds": 2.0, "measured_peak_bytes": 5 << 30}
+    lines = [
+        {"kind": "sweep_ceilings"} | ceilings,
+        sweep_row(),
+        sweep_row(mask=75, tokens=512, saved_bytes=1 << 30, flops_step=10**12, **timed),
+        sweep_row(encoder="tubes", error="frames: wanted more"),
+        sweep_row(dtype="bfloat16", saved_bytes=2 << 30),
+    ]
+    (tmp_path / "2026-01-02_a-cpu_0_sweep.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "2026-01-03_part_sweep.jsonl").write_text(json.dumps(sweep_row(date="2026-01-03", device="Another")))
+    page = maker("make_encoders").page(tmp_path)
+    assert "| 16 | joint | 2,048 | 3.00 GiB | 1.00 GiB | 7.00 GiB | 7.00 GiB |" in page
+    assert "| 16 | joint | 5, ≥ 8 s | 1, 2.5 s |" in page
+    assert "1 steps were measured: their times are 1.25 to 1.25" in page and "are 1.25 to 1.25 (median 1.25)" in page
+    assert "No rows for tubes at 16 frames: `frames: wanted more`" in page
+    assert "| ViT-B | 16 | 0 % | 3.00 GiB, 7.00 GiB | 2.00 GiB, 7.00 GiB |" in page
+    assert "A CPU" in page and "Another" not in page
+    assert maker("make_performance").runs(tmp_path) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
