@@ -94,7 +94,7 @@ def _measured(rows: list[dict], lines: list[dict]) -> str:
     if not timed:
         return f"{text} No step was measured.\n"
     times = _range([row["seconds"]["median"] / row["predicted_seconds"] for row in timed])
-    text += f" {len(timed)} steps were measured: their times are {times} times their predictions."
+    text += f" Steps measured: {len(timed)}. Their times are {times} times their predictions."
     peaks = [row["measured_peak_bytes"] / row["peak_bytes"] for row in timed if row["measured_peak_bytes"]]
     if peaks:
         text += f" Their peaks beyond weights and clip are {_range(peaks)} times the accounted ones."

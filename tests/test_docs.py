@@ -74,7 +74,7 @@ def test_encoders_page_tells_measured_from_predicted(tmp_path):
     page = maker("make_encoders").page(tmp_path)
     assert "| 16 | joint | 2,048 | 3.00 GiB | 1.00 GiB | 7.00 GiB | 7.00 GiB |" in page
     assert "| 16 | joint | 5, ≥ 8 s | 1, 2.5 s |" in page
-    assert "1 steps were measured: their times are 1.25 to 1.25" in page and "are 1.25 to 1.25 (median 1.25)" in page
+    assert "Steps measured: 1. Their times are 1.25 to 1.25" in page and "are 1.25 to 1.25 (median 1.25)" in page
     assert "No rows for tubes at 16 frames: `frames: wanted more`" in page
     assert "| ViT-B | 16 | 0 % | 3.00 GiB, 7.00 GiB | 2.00 GiB, 7.00 GiB |" in page
     assert "A CPU" in page and "Another" not in page

@@ -166,7 +166,8 @@ def test_a_small_point_is_measured_in_processes_of_its_own():
 def test_a_run_that_accounts_times_nothing_and_draws(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sweep, "ceilings", lambda *a, **k: pytest.fail("timed"))
-    assert sweep.main(["--quick", "--device", "cpu", "--measure-under", "0", "--plot", str(tmp_path)]) == 0
+    given = ["--quick", "--device", "cpu", "--masks", "0", "75", "--measure-under", "0", "--plot", str(tmp_path)]
+    assert sweep.main(given) == 0
     out = capsys.readouterr().out
     for name in ENCODERS:
         assert name in out
