@@ -30,7 +30,8 @@ Drawn by `python -m benchmarks.sweep_plots benchmarks/results/{file} --out docs/
 ## How to read it
 - **Kept** is accounting, not measurement: the forward runs on fake tensors, and every storage that autograd saves is
   counted once, without weights and the clip. On a CPU a test finds the very same bytes in a real forward of every
-  encoder. A GPU keeps as many, and tables of some kilobytes for each grouping.
+  encoder. A GPU's ops save the same tensors and a schedule, of kilobytes, for each grouping of the tokens; the test
+  that compares bytes there waits for one.
 - **Whole step** is accounting too: weights, gradients, AdamW's two moments, the clip, and the most that is alive at
   once between the first op of the forward and the last of the backward. Not in it: what an op takes inside itself, and
   what an allocator adds. With few tokens the weights' own 16 bytes a parameter are nearly all of it.
@@ -99,7 +100,10 @@ def _measured(rows: list[dict], lines: list[dict]) -> str:
     if peaks:
         text += f" Their peaks beyond weights and clip are {_range(peaks)} times the accounted ones."
     if peaks and not timed[0]["gpu"]:
-        text += " (In a process that gives every tensor pages of its own; glibc's heap would hold on to more.)"
+        text += (
+            " (In a process that gives every tensor pages of its own, with what its first step loads; glibc's heap "
+            "would hold on to more.)"
+        )
     return text + "\n"
 
 
@@ -201,9 +205,10 @@ def _paper(rows: dict) -> str:
     if long:
         lines.append(["tokens of 128 frames", "32.7k (section 6.1)", f"{long['tokens']:,} at 2 x 16 x 16"])
     text = (
-        "\n## Beside what the paper prints\nIts memory is that of TPUs, a text tower and batches of its own, without a "
+        "\n## Beside what the paper prints\nIts memory is that of TPUs, a text tower and batches of its own, without "
     )
-    text += "figure in bytes; here it is one encoder's.\n\n"
+    text += "a figure in bytes; here it is\none encoder's with a batch of one, in which the weights weigh most.\n\n"
+    return text + _table(["", "paper", "here"], lines)
     return text + _table(["", "paper", "here"], lines)
 
 
@@ -219,8 +224,9 @@ def _settings(by_setting: dict) -> str:
         lines.append([f"ViT-{key[0]}", str(key[2]), f"{key[3]} %", *cells])
     head = [f"{d}{', checkpointing' * c}{f', {n} clips' * (n > 1)}" for d, c, n in by_setting]
     text = (
-        "\n## 16 bits and checkpointing\nJoint attention: kept, whole step. bfloat16 is autocast over float32 weights, "
+        "\n## 16 bits and checkpointing\nJoint attention: kept, whole step. bfloat16 is autocast over float32 weights "
     )
+    text += "with LayerNorm in float32, as on a GPU;\nthe 16-bit copies of the weights are kept too.\n\n"
     text += "whose 16-bit copies are kept too, as a GPU runs it.\n\n"
     return text + _table(["", "frames", "masked", *head], lines)
 
