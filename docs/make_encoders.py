@@ -227,7 +227,6 @@ def _settings(by_setting: dict) -> str:
         "\n## 16 bits and checkpointing\nJoint attention: kept, whole step. bfloat16 is autocast over float32 weights "
     )
     text += "with LayerNorm in float32, as on a GPU;\nthe 16-bit copies of the weights are kept too.\n\n"
-    text += "whose 16-bit copies are kept too, as a GPU runs it.\n\n"
     return text + _table(["", "frames", "masked", *head], lines)
 
 
