@@ -21,17 +21,25 @@ __all__ = [
     "VideoTextModel",
     "ViViT",
     "ViViTConfig",
+    "accelerate",
     "data",
     "functional",
+    "hf",
     "load_pretrained",
     "metrics",
+    "restore",
     "save_pretrained",
     "train",
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train"}
-_LAZY_NAMES = {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
+_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train"}
+_LAZY_NAMES = {
+    "accelerate": "fastvivit.hf.accelerate",
+    "load_pretrained": "fastvivit.pretrained",
+    "restore": "fastvivit.hf.accelerate",
+    "save_pretrained": "fastvivit.pretrained",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ LAYERS = [
     ("tokens", "metrics"),
     ("models",),
     ("modules",),
+    ("hf",),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),
