@@ -16,7 +16,7 @@ _NO_MATTER = ("output_hidden_states", "return_dict", "num_items_in_batch")
 _SAME = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
-def must_be_original(module: nn.Module, link: Link, dropout: float, args: Sequence[Any] = (), **kwargs: Any) -> bool:
+def must_be_original(module: nn.Module, link: Link, dropout: float, args: Sequence[Any] = (), /, **kwargs: Any) -> bool:
     """Whether a layer's attention has to be computed as transformers does.
 
     It does for what ours has not: probabilities, dropout, masks of any kind, an attention function of the user's own,

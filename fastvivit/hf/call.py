@@ -62,7 +62,9 @@ class Call:
         masking: what was asked for.
         attentions: whether attention probabilities are wanted, which only the original attention has.
         grid: (T', H', W') of the clips, once the embeddings have seen them.
-        keep: (B, K) ids that the embeddings kept, or None for all; for layers that need to know.
+        keep: (B, K) ids that the embeddings kept, or None for all. Layers that need them must get them as an
+            argument from the forward that calls them: a checkpoint wrapper that is not transformers' own runs
+            a layer again without its call.
     """
 
     link: Link
