@@ -10,7 +10,7 @@ from fastvivit.hf.accelerate import accelerate
 
 
 class _Native:
-    """To transformers code from elsewhere is custom, and has no part in its renaming of keys between file and memory."""
+    """Not custom code to transformers, which would then not rename keys between file and memory."""
 
     @classmethod
     def is_custom_code(cls) -> bool:
