@@ -6,7 +6,7 @@ from torch import nn
 
 import fastvivit as fv
 import fastvivit.functional as F
-from tests.hf.test_vivit import SHAPES, by_hand, strips
+from tests.hf.test_vivit import SHAPES, by_hand
 from tests.hf.tiny import (
     bare,
     clips,
@@ -77,18 +77,20 @@ def test_pretraining_loss_and_gradients_are_those_of_the_original(norm_pix_loss)
 
 @pytest.mark.parametrize(("size", "interpolate"), [shape for shape in SHAPES if not shape[1]])
 def test_other_sizes_are_a_model_of_that_size_with_a_resized_table(size, interpolate):
-    model, (frames, height, width) = videomae("VideoMAEModel", num_frames=6), size
-    grid = (frames // 2, height // 8, width // 8)
-    rows = by_hand(model.embeddings.position_embeddings[0], *grid, interpolate)
-    fresh = videomae("VideoMAEModel", image_size=[8, 8 * grid[1] * grid[2]], num_frames=frames)
-    fresh.embeddings.position_embeddings = rows.unsqueeze(0)
-    video = clips(2, *size)
-    want = fresh(strips(video)).last_hidden_state
+    model, video = videomae("VideoMAEModel", num_frames=6), clips(2, *size)
+    grid = (size[0] // 2, size[1] // 8, size[2] // 8)
+    fresh = videomae("VideoMAEModel", image_size=list(size[1:]), num_frames=size[0])
+    fresh.embeddings.position_embeddings = by_hand(
+        model.embeddings.position_embeddings[0], *grid, interpolate
+    ).unsqueeze(0)
+    want = fresh(video).last_hidden_state
     near(fv.accelerate(model)(video).last_hidden_state, want)
 
 
 def test_biases_beside_their_layers_as_transformers_4_has_them():
     model, video = fv.accelerate(videomae("VideoMAEModel")), clips()
+    if any(hasattr(module, "q_bias") for module in model.modules()):
+        pytest.skip("this version of transformers has them there itself")
     want = model(video).last_hidden_state
     old = clone(model)
     for module in old.modules():
