@@ -16,6 +16,7 @@ LAYERS = [
     ("tokens", "metrics"),
     ("models",),
     ("modules",),
+    ("convert",),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),
