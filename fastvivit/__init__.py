@@ -11,6 +11,7 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import EncoderOutput, ViViT
+from fastvivit.tubes import Tube
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "BackendError",
     "EncoderOutput",
     "TextTower",
+    "Tube",
     "VideoTextModel",
     "ViViT",
     "ViViTConfig",

@@ -14,6 +14,7 @@ LAYERS = [
     ("ops",),
     ("functional",),
     ("tokens", "metrics"),
+    ("tubes",),
     ("models",),
     ("modules",),
     ("convert",),
