@@ -151,12 +151,9 @@ def to_hf_state_dict(encoder: ViViT, layout: str = "memory") -> dict[str, Tensor
         odd = ", ".join(sorted(state.keys() ^ plain)[:4])
         raise ValueError(f"encoder: wanted one without adapters (merge or remove them first), got {odd}, ...")
     which = LAYOUTS.index(layout)
-    pos = state["embed.pos"]
-    if "embed.pos_time" in state:
-        pos = (state["embed.pos_time"].unsqueeze(1) + pos).flatten(0, 1)
     out = {
         CLS: state["cls"].unsqueeze(0),
-        POSITIONS: torch.cat([state["cls_pos"], pos]).unsqueeze(0),
+        POSITIONS: torch.cat([state["cls_pos"], encoder.embed.table()]).unsqueeze(0),
         f"{PROJECTION}.weight": state["embed.weight"],
         f"{PROJECTION}.bias": state["embed.bias"],
     }
@@ -168,7 +165,7 @@ def to_hf_state_dict(encoder: ViViT, layout: str = "memory") -> dict[str, Tensor
                 tensors |= dict(zip("qkv", state[f"blocks.{n}.attn.qkv.{part}"].chunk(3), strict=True))
             out |= {VIT_BLOCK[theirs][which].format(n=n, p=part): tensor for theirs, tensor in tensors.items()}
     out |= {f"layernorm.{part}": state[f"norm.{part}"] for part in ("weight", "bias")}
-    imported = getattr(encoder, "imported", None)
+    imported = encoder.imported
     prefix, heads = (imported.prefix, imported.heads) if imported and imported.source == _KIND else ("", {})
     return {prefix + name: tensor.detach().clone() for name, tensor in out.items()} | {
         name: tensor.clone() for name, tensor in heads.items()

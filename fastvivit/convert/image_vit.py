@@ -85,42 +85,36 @@ def from_image_vit(
     waive = check_waive(waive)
     weights = _read(read_source(model_or_folder, config))
     encoder = ViViT(_config(cfg, weights))
-    tensors, reshaped = dict(weights.layers), {}
+    tensors, reshaped, outside = dict(weights.layers), {}, weights.outside
     for name, module in encoder.named_modules():
         if isinstance(module, PatchEmbed):
             tensors |= _embedding(module, name, weights, inflate, positions, time_std, reshaped)
     if encoder.config.class_token:
         tensors |= {"cls": weights.cls, "cls_pos": weights.cls_pos}
     elif weights.cls is not None:
-        weights.reader.forgo(weights.cls_name)
-    tensors |= _extra_attention(encoder, weights.layers)
+        outside += (weights.reader.forgo(weights.cls_name),)
     missing = load(encoder, tensors)
-    return account(
-        encoder,
-        weights.source,
-        weights.reader,
-        outside=weights.outside,
-        waive=waive,
-        missing=missing,
-        reshaped=reshaped,
-    )
+    for block in encoder.blocks:
+        if block.extra is not None:
+            block.extra.copy_(block.norm1, block.attn)
+    missing = [name for name in missing if ".extra." not in name]
+    options = {"outside": outside, "waive": waive, "missing": missing, "reshaped": reshaped}
+    return account(encoder, weights.source, weights.reader, **options)
 
 
 def _read(source: Source) -> ImageWeights:
     for layout in _LAYOUTS:
         prefix = layout.prefix(source.state)
         if prefix is not None:
-            weights = layout.read(source, prefix)
-            if weights.kernel.dim() != 4:
-                raise ValueError(
-                    f"model_or_folder: wanted an image model, got a kernel of shape {tuple(weights.kernel.shape)}; "
-                    "from_hf_vivit and from_hf_videomae read video models"
-                )
-            return weights
-    raise ValueError(
-        f"model_or_folder: wanted the tensors of a {', '.join(layout.KIND for layout in _LAYOUTS)}, "
-        f"got {', '.join(list(source.state)[:4]) or 'none'}, ..."
-    )
+            for name, tensor in source.state.items():
+                if name.startswith(prefix) and tensor.dim() == 5:
+                    raise ValueError(
+                        f"model_or_folder: wanted an image model, got {name} of shape {tuple(tensor.shape)}; "
+                        "from_hf_vivit and from_hf_videomae read video models"
+                    )
+            return layout.read(source, prefix)
+    known, few = (layout.KIND for layout in _LAYOUTS), ", ".join(list(source.state)[:4]) or "none"
+    raise ValueError(f"model_or_folder: wanted tensors named like those of {', '.join(known)}, got {few}, ...")
 
 
 def _config(cfg: ViViTConfig, weights: ImageWeights) -> ViViTConfig:
@@ -154,7 +148,7 @@ def _embedding(
     out = {"weight": weight, "pos": pos}
     if weights.bias is not None:
         out["bias"] = weights.bias
-    if getattr(module, "pos_time", None) is not None:
+    if module.pos_time is not None:
         out["pos_time"] = _offsets(slots, pos, time_std)
     elif slots > 1:
         pos = F.resize_positions(pos, (1, height, width), module.grid, how=positions)
@@ -169,13 +163,3 @@ def _offsets(slots: int, like: Tensor, std: float) -> Tensor:
     """(slots, D), zero unless asked for: nothing is drawn then."""
     return torch.randn(slots, like.shape[1]).to(like) * std if std else like.new_zeros(slots, like.shape[1])
 
-
-def _extra_attention(encoder: ViViT, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gated second attention of each block: the first one's norm and matrices, the gate closed."""
-    out = {}
-    for name, own in encoder.state_dict().items():
-        block, found, part = name.partition(".extra.")
-        if found:
-            copied = f"{block}.norm1.{part.removeprefix('norm.')}" if part.startswith("norm.") else f"{block}.{part}"
-            out[name] = torch.zeros_like(own) if part == "gate" else layers[copied]
-    return out

@@ -76,13 +76,9 @@ def _settings(source: Source, prefix: str, width: int) -> dict[str, Any]:
         config = {"heads": width // vision.get("head_width", 64), "act": act, "image_size": vision.get("image_size")}
     if config.get("heads") is None:
         raise ValueError(
-            "config: wanted a dict with heads (and eps, act, image_size where they are not open_clip's 1e-5, 'gelu' and "
-            f"a square grid; OpenAI's weights want act='quick_gelu') beside open_clip's tensors, got {source.config}"
+            "config: wanted a dict with heads (and eps, act, image_size where they are not open_clip's 1e-5, 'gelu' "
+            "and a square grid; OpenAI's weights want act='quick_gelu') beside open_clip's tensors, "
+            f"got {source.config}"
         )
-    act = activation(config.get("act", "gelu"))
-    return {
-        "heads": config["heads"],
-        "eps": config.get("eps", 1e-5),
-        "act": act,
-        "image_size": config.get("image_size"),
-    }
+    act, size = activation(config.get("act", "gelu")), config.get("image_size")
+    return {"heads": config["heads"], "eps": config.get("eps", 1e-5), "act": act, "image_size": size}

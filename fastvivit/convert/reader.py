@@ -44,9 +44,10 @@ class Reader:
             raise ValueError(f"model_or_folder: wanted a tensor {wanted}, got none of that name")
         return tensor
 
-    def forgo(self, name: str) -> None:
-        """Count a tensor as left out after all."""
-        self.used.pop(self.prefix + name, None)
+    def forgo(self, name: str) -> str:
+        """Count a tensor as not taken after all; returns its full name."""
+        self.used.pop(self.prefix + name)
+        return self.prefix + name
 
     def rest(self, heads: Sequence[str], waive: Sequence[str]) -> tuple[str, ...]:
         """Names not taken, in order.
