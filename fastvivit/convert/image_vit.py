@@ -162,4 +162,3 @@ def _embedding(
 def _offsets(slots: int, like: Tensor, std: float) -> Tensor:
     """(slots, D), zero unless asked for: nothing is drawn then."""
     return torch.randn(slots, like.shape[1]).to(like) * std if std else like.new_zeros(slots, like.shape[1])
-

@@ -284,7 +284,9 @@ def test_what_can_not_be_read_is_an_error(tmp_path):
     refuses("config: wanted a transformers config with num_attention_heads", state, config={"heads": 4})
     refuses("config: wanted a transformers config or a dict, got int", state, config=4)
     refuses("config: wanted an activation", state, config=config.to_dict() | {"hidden_act": "relu"})
-    refuses("config: wanted an image_size whose grid has 16 places", state, config=config.to_dict() | {"image_size": 64})
+    refuses(
+        "config: wanted an image_size whose grid has 16 places", state, config=config.to_dict() | {"image_size": 64}
+    )
     refuses("got 2 more: odd, strange", with_name(with_name(state, "odd"), "strange"), config=config)
     refuses("got 1 more: odd", with_name(with_name(state, "odd"), "strange"), config=config, waive=("str*",))
     gone = {name: value for name, value in state.items() if "1.layernorm_before.bias" not in name}
