@@ -8,7 +8,9 @@ from typing import Any
 from fastvivit import functional, metrics
 from fastvivit._backends import BackendError
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 from fastvivit.tubes import Tube
@@ -16,8 +18,10 @@ from fastvivit.tubes import Tube
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionPool",
     "BackendError",
     "EncoderOutput",
+    "PerceiverResampler",
     "TextTower",
     "Tube",
     "VideoTextModel",

@@ -116,7 +116,7 @@ class Tokens:
         """One sequence a clip: joint space-time attention, cross-view attention, pooling."""
         if self._by_clip is None:
             segment = _spread(range(self.clips), self.counts, self.device)
-            self._by_clip = self._grouping(self._offsets(self.counts), max(self.counts, default=0), segment)
+            self._by_clip = self._grouping(self._offsets(self.counts), max([0, *self.counts]), segment)
         return self._by_clip
 
     @property
@@ -125,7 +125,7 @@ class Tokens:
         if self._by_frame is None:
             areas = [h * w for ((_, h, w),) in self.views]
             lengths = [area for ((t, _, _),), area in zip(self.views, areas, strict=True) for _ in range(t)]
-            self._by_frame = self._in_order("frame", lengths, max(areas, default=0))
+            self._by_frame = self._in_order("frame", lengths, max([0, *areas]))
         return self._by_frame
 
     @property
@@ -133,7 +133,7 @@ class Tokens:
         """One sequence a (clip, view), clips in order: attention within the tokens of a tube."""
         if self._by_view is None:
             lengths = [prod(grid) for grids in self.views for grid in grids]
-            self._by_view = self._in_order("view", lengths, max(lengths, default=0))
+            self._by_view = self._in_order("view", lengths, max([0, *lengths]))
         return self._by_view
 
     @property
@@ -149,7 +149,7 @@ class Tokens:
             spot = place % area if self.cls is None else torch.where(place < 0, area, place % area)
             segment = spot + _spread(_starts(spots), self.counts, self.device)
             order = segment.argsort(stable=True)
-            longest = max((t for ((t, _, _),) in self.views), default=0)
+            longest = max([0, *(t for ((t, _, _),) in self.views)])
             self._by_place = self._grouping(self._cut(segment[order], sum(spots)), longest, segment, order)
         return self._by_place
 

@@ -77,8 +77,11 @@ def dense(enc, clip, keep=None):
     c = enc.config
     x, labels = embedded(enc, clip)
     ids = list(range(len(labels))) if keep is None else keep.tolist()
-    sequence = {"joint": lambda l: 0, "frame": lambda l: l[1], "factorised": lambda l: l[1], "tubes": lambda l: l[0]}
-    of = sequence[c.attention]
+    axis = {"joint": None, "frame": 1, "factorised": 1, "tubes": 0}[c.attention]
+
+    def of(label):
+        return 0 if axis is None else label[axis]
+
     entries = [(labels[i], i) for i in ids]
     if c.class_token:
         heads = sorted({of(label) for label in labels})
@@ -209,10 +212,12 @@ def test_a_shut_gate_between_views_leaves_views_alone():
     plain.load_state_dict({n: v for n, v in enc.state_dict().items() if ".extra." not in n})
     video = clips()
     close(enc(video).tokens, plain(video).tokens)
-    ours, alone = plain(video), plain(video, keep=torch.arange(8, 24).repeat(2, 1))  # the second tube's
-    assert plain.config.views[0] == (2, 4, 2) and plain.config.tokens == 16 + 16 + 16
-    close(ours.last_hidden_state[:, 8:16], plain(video, keep=torch.arange(16).repeat(2, 1)).last_hidden_state[:, 8:])
-    assert alone.tokens.shape == (32, 48)
+    second = plain(video, keep=torch.arange(16, 28).repeat(2, 1))
+    assert plain.config.views == ((2, 4, 2), (2, 2, 3), (1, 4, 4))
+    close(plain(video).last_hidden_state[:, 16:28], second.last_hidden_state)
+    with torch.no_grad():
+        enc.blocks[0].extra.gate.fill_(1)
+    assert (enc(video).tokens - plain(video).tokens).abs().max() > 1e-2
 
 
 def test_factorised_positions_begin_as_positions_repeated_over_time():
@@ -230,12 +235,24 @@ def test_factorised_positions_begin_as_positions_repeated_over_time():
         split.embed.pos_time.normal_()
         full.embed.pos.copy_(split.embed.table())
     torch.testing.assert_close(split(video).tokens, full(video).tokens)
-    close(split(clips(1, 4, 32, 48)).tokens, split(clips(1, 4, 32, 48)).tokens)
+    other = clips(1, 4, 32, 48)
+    close(split(other).tokens, full(other).tokens)
     for enc in (split, full):
         enc.extend_frames(16)
     long = clips(1, 16)
     assert split.embed.pos_time.shape == (8, 48)
     close(split(long).tokens, full(long).tokens)
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "factorised"}, {"attention": "tubes", "tubes": TUBES}])
+def test_time_offsets_tell_slots_apart_and_nothing_else(changes):
+    enc = fv.ViViT(CFG.replace(**changes))
+    for embed in enc.embed.tubes if changes.get("tubes") else [enc.embed]:
+        before = embed.table().detach().clone()
+        embed.offset_times_(0.5)
+        offset = (embed.table().detach() - before).view(embed.grid[0], -1, 48)
+        torch.testing.assert_close(offset, offset[:, :1].expand_as(offset))
+        assert (offset[1:, 0] - offset[:-1, 0]).norm(dim=-1).gt(1).all() if embed.grid[0] > 1 else not offset.any()
 
 
 def test_a_tube_without_a_position_says_how_many_frames_it_needs():
@@ -255,12 +272,12 @@ def test_a_tube_without_a_position_says_how_many_frames_it_needs():
 def test_tubes_are_masked_one_by_one_and_grow_with_the_clip():
     enc = encoder("tubes")
     out = enc(clips(3), mask_ratio=0.5)
-    shares = torch.bucketize(out.keep, torch.tensor([16, 32]), right=True)
-    assert [(shares == view).sum(1).tolist() for view in range(3)] == [[8] * 3, [8] * 3, [8] * 3]
+    shares = torch.bucketize(out.keep, torch.tensor([16, 28]), right=True)
+    assert [(shares == view).sum(1).tolist() for view in range(3)] == [[8] * 3, [6] * 3, [8] * 3]
     with pytest.raises(ValueError, match="extend_frames makes room"):
         enc(clips(1, 16))
     enc.extend_frames(16)
-    assert enc(clips(1, 16)).grid == ((4, 4, 2), (6, 2, 4), (2, 4, 4))
+    assert enc(clips(1, 16)).grid == ((4, 4, 2), (6, 2, 3), (2, 4, 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
