@@ -48,9 +48,13 @@ def account(
     waive: Sequence[str],
     missing: Sequence[str],
     reshaped: Mapping[str, tuple[Shape, Shape]],
-    **heads: Any,
+    **more: Any,
 ) -> ViViT:
-    """The encoder in eval mode with its ``imported`` report. Raises ``ValueError`` for tensors nobody took."""
+    """The encoder in eval mode with its ``imported`` report; ``more`` are fields of it.
+
+    Raises:
+        ValueError: tensors that nobody took, waived or knows.
+    """
     encoder.imported = ImportReport(
         source=source,
         left_out=reader.rest(outside, waive),
@@ -58,6 +62,6 @@ def account(
         missing=tuple(missing),
         reshaped=dict(reshaped),
         prefix=reader.prefix,
-        **heads,
+        **more,
     )
     return encoder.eval()

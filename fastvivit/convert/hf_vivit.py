@@ -120,8 +120,8 @@ def to_hf_state_dict(encoder: ViViT, layout: str = "memory") -> dict[str, Tensor
 
     Load it into ``VivitModel`` (``add_pooling_layer=False`` unless the source had a pooler), or, where the
     encoder came from a ``VivitForVideoClassification``, into that: prefix and heads are the source's. Clips
-    made longer by ``extend_frames`` want ``num_frames`` to match. The image path has no place there and is
-    left out.
+    made longer by ``extend_frames`` want ``num_frames`` to match. The image path and an attention pool have no
+    place there and are left out.
 
     Args:
         encoder: joint attention, a CLS, a final norm.

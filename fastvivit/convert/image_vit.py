@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,10 +48,11 @@ def from_image_vit(
     tubelet, attention, pool, images, drop path, and the ``mean`` and ``std`` of uint8 pixels, which differ
     between sources (ViT 0.5 and 0.5; DINOv2 ImageNet's; CLIP its own).
 
-    Kernels of another size are resized, then inflated (``F.inflate``); positions of another grid are resized
-    (``F.resize_positions``; the CLS' is kept). With "tubes" this holds for each tube. The temporal attention
-    of "factorised", and across views of "tubes", starts as a copy of the spatial one behind a closed gate.
-    CLIP's last norm, which it applies to the CLS alone, becomes the final norm of every token.
+    Kernels of another size are resized, then inflated (``F.inflate``). Positions of another grid are resized as
+    transformers does it (``F.resize_positions``; timm and open_clip antialias); the CLS' is kept. With "tubes"
+    this holds for each tube. The temporal attention of "factorised", and that across views of "tubes", starts
+    as a copy of the spatial one behind a closed gate. CLIP's last norm, which it applies to the CLS alone,
+    becomes the final norm of every token.
 
     Args:
         model_or_folder: a model, its state dict, or a local folder. Nothing is downloaded.
@@ -83,7 +85,8 @@ def from_image_vit(
         wanted = "0 with attention='frame', whose positions have no time" if time_std > 0 else "at least 0"
         raise ValueError(f"time_std: wanted {wanted}, got {time_std}")
     waive = check_waive(waive)
-    weights = _read(read_source(model_or_folder, config))
+    source = read_source(model_or_folder, config)
+    weights = _read(source)
     encoder = ViViT(_config(cfg, weights))
     tensors, reshaped, outside = dict(weights.layers), {}, weights.outside
     for name, module in encoder.named_modules():
@@ -99,7 +102,20 @@ def from_image_vit(
             block.extra.copy_(block.norm1, block.attn)
     missing = [name for name in missing if ".extra." not in name]
     options = {"outside": outside, "waive": waive, "missing": missing, "reshaped": reshaped}
+    options["notes"] = _normalisation(encoder.config, source)
     return account(encoder, weights.source, weights.reader, **options)
+
+
+def _normalisation(cfg: ViViTConfig, source: Source) -> tuple[str, ...]:
+    """A note where the folder's image processor treats bytes otherwise than the encoder will."""
+    said, ours = source.preprocessing(), (cfg.mean, cfg.std)
+    if said is None or all(
+        math.isclose(a, b, abs_tol=1e-3)
+        for mine, theirs in zip(ours, said, strict=True)
+        for a, b in zip(mine, theirs * len(mine), strict=False)
+    ):
+        return ()
+    return (f"the source's bytes become pixels by mean {said[0]} and std {said[1]}, cfg's by {ours[0]} and {ours[1]}",)
 
 
 def _read(source: Source) -> ImageWeights:

@@ -23,6 +23,7 @@ class ImportReport:
         missing: names of ours that the source lacks. A bias it does without is zero, as the source computes;
             anything else keeps its initialisation.
         reshaped: ours whose shape is not the source's (inflated, resized), {name: (from, to)}.
+        notes: what deserves a second look.
         prefix: what the source's names begin with.
         heads: tensors of a transformers ViViT's pooler and classifier, by full name; ``to_hf_state_dict``
             gives them back. Empty for other sources.
@@ -33,6 +34,7 @@ class ImportReport:
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
     reshaped: dict[str, tuple[Shape, Shape]]
+    notes: tuple[str, ...] = ()
     prefix: str = ""
     heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -42,7 +44,7 @@ class ImportReport:
             if names:
                 lines.append(f"  {what}: {', '.join(_grouped(names))}")
         lines += [f"  reshaped: {name} {before} -> {after}" for name, (before, after) in self.reshaped.items()]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
 def _grouped(names: Iterable[str]) -> list[str]:

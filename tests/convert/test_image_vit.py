@@ -254,6 +254,16 @@ def test_a_report_stays_out_of_copies_and_files(tmp_path):
     assert back.imported is None and back.config == enc.config and tensors_equal(back.state_dict(), enc.state_dict())
 
 
+def test_a_folder_whose_pixels_are_normalised_otherwise_gets_a_note(tmp_path):
+    hf_vit().save_pretrained(tmp_path)
+    assert from_image_vit(tmp_path, CFG).imported.notes == ()
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text('{"rescale_factor": 0.00392156862745098, "image_mean": [0.45, 0.45, 0.45], "image_std": 0.25}')
+    assert from_image_vit(tmp_path, CFG).imported.notes == ()
+    said = str(from_image_vit(tmp_path, CFG.replace(mean=0.5)).imported)
+    assert "note: the source's bytes become pixels by mean [0.45" in said and "(0.5, 0.5, 0.5)" in said
+
+
 def test_half_precision_files_become_float32():
     model = hf_dinov2()
     enc = from_image_vit(model.half().state_dict(), CFG, config=model.config)
