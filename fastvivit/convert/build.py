@@ -17,8 +17,7 @@ from fastvivit.modules.vivit import ViViT
 def load(encoder: ViViT, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Copy ``tensors`` into the encoder; returns names of ours that are not among them.
 
-    A bias the source does without becomes zero, which is what the source computes; everything else that is
-    missing keeps its initialisation.
+    They keep their initialisation. A bias begins at zero, so one the source does without is what it computes.
 
     Raises:
         ValueError: a tensor of another shape than ours.
@@ -32,11 +31,7 @@ def load(encoder: ViViT, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
                 f"got {tuple(tensor.shape)}"
             )
         own[name].copy_(tensor)
-    missing = tuple(name for name in own if name not in tensors)
-    for name in missing:
-        if name.endswith(".bias") and name.rpartition(".")[0] + ".weight" in tensors:
-            own[name].zero_()
-    return missing
+    return tuple(name for name in own if name not in tensors)
 
 
 def account(

@@ -20,8 +20,8 @@ class ImportReport:
         source: the layout that was read.
         used: names of the source's tensors in the encoder.
         left_out: names of those that have no place in it: heads, other towers, and what was waived.
-        missing: names of ours that the source lacks. A bias it does without is zero, as the source computes;
-            anything else keeps its initialisation.
+        missing: names of ours that the source lacks, kept at their initialisation: zero for a bias, which is
+            what a source without it computes.
         reshaped: ours whose shape is not the source's (inflated, resized), {name: (from, to)}.
         notes: what deserves a second look.
         prefix: what the source's names begin with.

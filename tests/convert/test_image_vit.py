@@ -8,7 +8,9 @@ from torch.nn import functional as nnf
 
 import fastvivit as fv
 import fastvivit.functional as F
-from fastvivit.convert import from_image_vit
+from fastvivit.convert import clip, dinov2, from_image_vit, hf_videomae
+from fastvivit.convert import hf_vit as hf_vit_layout
+from fastvivit.convert import hf_vivit as hf_vivit_layout
 from tests.convert.foreign import IMAGE_MODELS, hf_clip, hf_dinov2, hf_tokens, hf_vit, tensors_equal, transformers
 
 CFG = fv.ViViTConfig(frames=4, size=32, tubelet=(2, 8, 8), mean=0.45, std=0.25)
@@ -262,6 +264,19 @@ def test_a_folder_whose_pixels_are_normalised_otherwise_gets_a_note(tmp_path):
     assert from_image_vit(tmp_path, CFG).imported.notes == ()
     said = str(from_image_vit(tmp_path, CFG.replace(mean=0.5)).imported)
     assert "note: the source's bytes become pixels by mean [0.45" in said and "(0.5, 0.5, 0.5)" in said
+
+
+def test_defaults_are_those_of_transformers_own_configurations():
+    """Its files leave out what is at its default."""
+    for module, kind in (
+        (hf_vit_layout, transformers.ViTConfig),
+        (dinov2, transformers.Dinov2Config),
+        (clip, transformers.CLIPVisionConfig),
+        (hf_vivit_layout, transformers.VivitConfig),
+        (hf_videomae, transformers.VideoMAEConfig),
+    ):
+        theirs = kind().to_dict()
+        assert {name: theirs[name] for name in module._DEFAULTS} == module._DEFAULTS
 
 
 def test_half_precision_files_become_float32():
