@@ -11,6 +11,7 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
+from fastvivit.modules.pooling import temporal_mean
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 from fastvivit.tubes import Tube
@@ -32,6 +33,7 @@ __all__ = [
     "load_pretrained",
     "metrics",
     "save_pretrained",
+    "temporal_mean",
     "train",
 ]
 
