@@ -17,6 +17,7 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
+    ("convert",),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,10 @@ class ViViT(nn.Module):
 
     Args:
         config: see ``ViViTConfig``.
+
+    Attributes:
+        imported: the ``ImportReport`` of an encoder made from another library's weights, else None. It is not
+            saved.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -88,6 +93,7 @@ class ViViT(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
         self.checkpointing = False
+        self.imported = None
 
     @property
     def num_features(self) -> int:
@@ -123,6 +129,11 @@ class ViViT(nn.Module):
         elif config.attention != "frame":
             self.embed.extend(config.grid, how)
         self.config = config
+
+    def to_hf_state_dict(self, layout: str = "memory") -> dict[str, Tensor]:
+        """The video path as a state dict of transformers' ViViT: ``fastvivit.convert.to_hf_state_dict``."""
+        # Loaded when used: the converters stand on this class.
+        return import_module("fastvivit.convert").to_hf_state_dict(self, layout)
 
     def forward(
         self,
