@@ -22,6 +22,7 @@ __all__ = [
     "AttentionPool",
     "BackendError",
     "EncoderOutput",
+    "ImportReport",
     "PerceiverResampler",
     "TextTower",
     "Tube",
@@ -29,6 +30,9 @@ __all__ = [
     "ViViT",
     "ViViTConfig",
     "data",
+    "from_hf_videomae",
+    "from_hf_vivit",
+    "from_image_vit",
     "functional",
     "load_pretrained",
     "metrics",
@@ -39,7 +43,10 @@ __all__ = [
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
 _LAZY = {"data": "fastvivit.data", "train": "fastvivit.train"}
-_LAZY_NAMES = {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
+_LAZY_NAMES = dict.fromkeys(
+    ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
+)
+_LAZY_NAMES |= {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 
 def __getattr__(name: str) -> Any:

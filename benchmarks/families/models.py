@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -135,9 +135,7 @@ def _models(quick: bool) -> dict[str, _Model]:
             imported=image_encoder((1, 14, 14), 56 if quick else size),
         ),
         "CLIP": _Model(
-            make=lambda: t.CLIPVisionModel(
-                t.CLIPVisionConfig(image_size=size, patch_size=16, **wide, **ff, **sdpa)
-            ),
+            make=lambda: t.CLIPVisionModel(t.CLIPVisionConfig(image_size=size, patch_size=16, **wide, **ff, **sdpa)),
             shape=(images, 3, size, size),
             tokens=patches,
             imported=image_encoder((1, 16, 16), size),
