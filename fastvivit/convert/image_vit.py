@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import fastvivit.functional as F
@@ -91,7 +90,7 @@ def from_image_vit(
     tensors, reshaped, outside = dict(weights.layers), {}, weights.outside
     for name, module in encoder.named_modules():
         if isinstance(module, PatchEmbed):
-            tensors |= _embedding(module, name, weights, inflate, positions, time_std, reshaped)
+            tensors |= _embedding(module, name, weights, inflate, positions, reshaped)
     if encoder.config.class_token:
         tensors |= {"cls": weights.cls, "cls_pos": weights.cls_pos}
     elif weights.cls is not None:
@@ -100,6 +99,8 @@ def from_image_vit(
     for block in encoder.blocks:
         if block.extra is not None:
             block.extra.copy_(block.norm1, block.attn)
+    if time_std:
+        encoder.embed.offset_times_(time_std)
     missing = [name for name in missing if ".extra." not in name]
     options = {"outside": outside, "waive": waive, "missing": missing, "reshaped": reshaped}
     options["notes"] = _normalisation(encoder.config, source)
@@ -150,7 +151,6 @@ def _embedding(
     weights: ImageWeights,
     inflate: str,
     positions: str,
-    time_std: float,
     reshaped: dict[str, tuple[Shape, Shape]],
 ) -> dict[str, Tensor]:
     """Weight, bias and positions of one patch embedding, 2-D or 3-D."""
@@ -165,16 +165,10 @@ def _embedding(
     if weights.bias is not None:
         out["bias"] = weights.bias
     if module.pos_time is not None:
-        out["pos_time"] = _offsets(slots, pos, time_std)
+        out["pos_time"] = pos.new_zeros(slots, pos.shape[1])
     elif slots > 1:
-        pos = F.resize_positions(pos, (1, height, width), module.grid, how=positions)
-        out["pos"] = pos + _offsets(slots, pos, time_std).repeat_interleave(height * width, 0)
+        out["pos"] = F.resize_positions(pos, (1, height, width), module.grid, how=positions)
     for part, before in (("weight", kernel), ("pos", weights.pos)):
         if out[part].shape != before.shape:
             reshaped[f"{name}.{part}"] = (tuple(before.shape), tuple(out[part].shape))
     return {f"{name}.{part}": tensor for part, tensor in out.items()}
-
-
-def _offsets(slots: int, like: Tensor, std: float) -> Tensor:
-    """(slots, D), zero unless asked for: nothing is drawn then."""
-    return torch.randn(slots, like.shape[1]).to(like) * std if std else like.new_zeros(slots, like.shape[1])
