@@ -68,10 +68,32 @@ def test_every_proof_on_the_papers_page_is_a_test():
                 found = getattr(found, part)
 
 
+def code_of(heading):
+    """The first block of Python below a heading of the README."""
+    text = (ROOT / "README.md").read_text()
+    return re.search(r"```python\n(.*?)```", text[text.index(f"## {heading}\n") :], re.DOTALL).group(1)
+
+
 @pytest.mark.parametrize("heading", ["An op", "The encoder"])
 def test_code_of_the_readme_runs(heading):
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index(f"## {heading}\n") :]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    code = code_of(heading)
     # The shapes are what is shown, not the size of the model: a tiny one says the same in less time.
     exec(code.replace("ViViTConfig.base(", "ViViTConfig.tiny(depth=1, "), {})
+
+
+def test_an_image_model_becomes_an_encoder_as_the_readme_says(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=224, patch_size=14, **sizes)).eval()
+    model.save_pretrained(tmp_path / "dinov2_small")
+    names = {}
+    exec(code_of("From an image model").replace("dinov2_small", str(tmp_path / "dinov2_small")), names)
+    found = names["encoder"](names["still"]).last_hidden_state
+    wanted = model(names["still"][:, :, 0]).last_hidden_state.repeat(1, 8, 1)
+    assert (found - wanted).abs().max() < 1e-5
+
+
+def test_a_model_is_accelerated_as_the_readme_says():
+    pytest.importorskip("transformers")
+    small = "VivitConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, "
+    exec(code_of("A model you already have").replace("VivitConfig(", small), {})
