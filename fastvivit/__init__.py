@@ -29,10 +29,11 @@ __all__ = [
     "metrics",
     "save_pretrained",
     "train",
+    "tune",
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train"}
+_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train", "tune": "fastvivit.tune"}
 _LAZY_NAMES = {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 

@@ -17,6 +17,7 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
+    ("tune",),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),

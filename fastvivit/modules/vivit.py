@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,9 @@ class ViViT(nn.Module):
 
     Args:
         config: see ``ViViTConfig``.
+
+    Attributes:
+        tuning: how ``fastvivit.tune`` has set it up, as plain JSON values; None where it has not.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -83,11 +87,11 @@ class ViViT(nn.Module):
             nn.init.trunc_normal_(self.cls_pos, std=config.pos_std)
         self.pre_norm = nn.LayerNorm(config.width, config.eps) if config.pre_norm else nn.Identity()
         extra = config.attention == "factorised" or config.cross_view
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in config.drop_rates)
         self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
         self.checkpointing = False
+        self.tuning: dict[str, Any] | None = None
 
     @property
     def num_features(self) -> int:
