@@ -59,6 +59,11 @@ class Block(nn.Module):
         self.adapter: Adapter | None = None
         self.adapter_position = "ffn"
 
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters is trainable."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     def forward(self, x: Tensor, group: Grouping, clips: Grouping, extra: Grouping | None = None) -> Tensor:
         """X (M, D); attention runs within ``group`` and ``extra``, branches are dropped by ``clips``."""
 

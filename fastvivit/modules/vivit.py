@@ -205,7 +205,7 @@ class ViViT(nn.Module):
             extra = tokens.by_clip
         found = []
         for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training:
+            if self.checkpointing and self.training and (x.requires_grad or block.trains):
                 x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
             else:
                 x = block(x, group, tokens.by_clip, extra)

@@ -24,7 +24,7 @@ def settle(enc: ViViT, tuning: dict[str, Any]) -> list[nn.Parameter]:
             # A gradient that no optimiser clears would be part of every norm that gradients are clipped by.
             parameter.grad = None
     for block, rate in zip(enc.blocks, enc.config.drop_rates, strict=True):
-        block.drop_path.rate = rate if any(p.requires_grad for p in block.parameters()) else 0.0
+        block.drop_path.rate = rate if block.trains else 0.0
     enc.tuning = tuning
     return found
 
