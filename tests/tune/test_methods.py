@@ -113,6 +113,15 @@ def test_counts_are_those_of_the_paper():
     assert enc.tuning == {"method": "add_adapters", "width": 384, "position": "ffn", "images": False}
 
 
+def test_the_scale_of_lora_is_one_over_its_rank_unless_given():
+    for scale, wanted in ((None, 0.25), (2, 2.0)):
+        enc = encoder("factorised")
+        fv.tune.add_lora(enc, 4, scale=scale)
+        found = {module.scale for module in enc.modules() if isinstance(module, LoRALinear)}
+        assert found == {wanted}
+        assert enc.tuning == {"method": "add_lora", "rank": 4, "scale": wanted, "separate": False, "images": False}
+
+
 def test_zeros_as_in_the_paper_warn_and_never_learn():
     enc = encoder()
     with pytest.warns(UserWarning, match="init='paper': adapters that are all zeros can't learn"):
