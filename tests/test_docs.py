@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import fastvivit
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -50,6 +52,20 @@ def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_proof_on_the_papers_page_is_a_test():
+    text = (ROOT / "docs" / "paper.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \| (.*) \| (.*) ?\|$", text, re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, 27))
+    for _, technique, provider, proof in rows:
+        assert proof.strip() or "not built yet" in provider, technique
+        for name, file in re.findall(r"\[(\w+?)\]\(\.\./(\S+?\.py)\)", proof):
+            assert f"def {name}(" in (ROOT / file).read_text(), (name, file)
+        for name in re.findall(r"fv\.([a-z_A-Z.]+)", provider):
+            found = fastvivit
+            for part in name.split("."):
+                found = getattr(found, part)
 
 
 @pytest.mark.parametrize("heading", ["An op", "The encoder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ class ViViT(nn.Module):
         config: see ``ViViTConfig``.
 
     Attributes:
+        imported: the ``ImportReport`` of an encoder made from another library's weights, else None. It is not
+            saved.
         tuning: how ``fastvivit.tune`` has set it up, as plain JSON values; None where it has not.
     """
 
@@ -92,6 +95,7 @@ class ViViT(nn.Module):
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
         self.checkpointing = False
         self.tuning: dict[str, Any] | None = None
+        self.imported = None
 
     @property
     def num_features(self) -> int:
@@ -127,6 +131,11 @@ class ViViT(nn.Module):
         elif config.attention != "frame":
             self.embed.extend(config.grid, how)
         self.config = config
+
+    def to_hf_state_dict(self, layout: str = "memory") -> dict[str, Tensor]:
+        """The video path as a state dict of transformers' ViViT: ``fastvivit.convert.to_hf_state_dict``."""
+        # Loaded when used: the converters stand on this class.
+        return import_module("fastvivit.convert").to_hf_state_dict(self, layout)
 
     def forward(
         self,
