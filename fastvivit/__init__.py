@@ -39,10 +39,11 @@ __all__ = [
     "save_pretrained",
     "temporal_mean",
     "train",
+    "tune",
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train"}
+_LAZY = {"data": "fastvivit.data", "train": "fastvivit.train", "tune": "fastvivit.tune"}
 _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )

@@ -147,6 +147,11 @@ class ViViTConfig:
         """Whether there are CLS tokens: what ``cls`` comes to."""
         return self.pool == "cls" if self.cls is None else self.cls
 
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """The rate at which each block's branches are dropped: what ``drop_path`` comes to."""
+        return tuple(self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth))
+
     def replace(self, **changes: Any) -> ViViTConfig:
         """Return a copy with some fields changed. Raises ``ValueError`` for a field that does not exist."""
         check_fields(type(self), changes)

@@ -17,7 +17,7 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
-    ("convert",),
+    ("convert", "tune"),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),
