@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,8 +62,9 @@ class Call:
         masking: what was asked for.
         attentions: whether attention probabilities are wanted, which only the original attention has.
         grid: (T', H', W') of the clips, once the embeddings have seen them.
-        keep: (B, K) ids that the embeddings kept, or None for all; for layers that need to know.
-        shared: what the first of a family's layers works out for all of them, by a name of the family's.
+        keep: (B, K) ids that the embeddings kept, or None for all. Layers that need them must get them as an
+            argument from the forward that calls them: a checkpoint wrapper that is not transformers' own runs
+            a layer again without its call.
     """
 
     link: Link
@@ -71,7 +72,6 @@ class Call:
     attentions: bool = False
     grid: Size3 | None = None
     keep: Tensor | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
 
 
 class _Here(threading.local):

@@ -66,6 +66,8 @@ def clip_grid(pixels: Tensor, kernel: Size3, own: Size3, channels: int, norm: No
             raise ValueError("pixel_values: wanted floats, or mean= and std= in fv.accelerate for uint8, got uint8")
         if len(norm.mean) != channels:
             raise ValueError(f"mean: wanted {channels} values, one a channel, got {len(norm.mean)}")
+    elif not pixels.is_floating_point():
+        raise ValueError(f"pixel_values: wanted uint8 or floats, got {str(pixels.dtype).removeprefix('torch.')}")
     size = (pixels.shape[1], *pixels.shape[3:])
     for name, length, part in zip(("T", "H", "W"), size, kernel, strict=True):
         if length < part or (length % part and size != own):
@@ -121,5 +123,10 @@ def normalised(pixels: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
 
 
 def _plain(projection: nn.Module) -> bool:
-    hooked = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
-    return type(projection) in (nn.Conv2d, nn.Conv3d) and not hooked and "forward" not in projection.__dict__
+    """Whether the module is its weights and nothing else: no adapter, hook, offloader or changed stride."""
+    if type(projection) not in (nn.Conv2d, nn.Conv3d) or "forward" in projection.__dict__:
+        return False
+    if projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks:
+        return False
+    tiles = projection.stride == projection.kernel_size and projection.groups == 1
+    return tiles and not any(projection.padding) and not projection._backward_pre_hooks
