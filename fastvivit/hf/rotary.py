@@ -15,16 +15,19 @@ Coordinates = tuple[Tensor, Tensor, Tensor]
 class Places:
     """Where the tokens of one call stand on their clips' grid.
 
-    The tables are worked out by the first layer that asks, and shared.
+    Made once a call, and handed to every layer as its ``position_mask``, so that any kind of checkpointing
+    computes a layer again with the places of its own call. The first layer works the tables out for all.
 
     Args:
         grid: (T', H', W').
         ids: (B, K) int64 grid ids; None for every token in order.
         device: of the tokens.
+        attentions: whether attention probabilities are wanted.
     """
 
-    def __init__(self, grid: Size3, ids: Tensor | None, device: torch.device) -> None:
-        self.grid, self.ids, self._device = grid, ids, device
+    def __init__(self, grid: Size3, ids: Tensor | None, device: torch.device, attentions: bool) -> None:
+        self.grid, self.ids, self.attentions = grid, ids, attentions
+        self._device = device
         self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -49,7 +52,7 @@ class Places:
 
 
 def rotation(coordinates: Coordinates, dims: Sequence[int], head: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of V-JEPA 2's 3-D rotary embedding (Assran et al. 2025, section 2.1).
+    """Cosines and signed sines of V-JEPA 2's 3-D rotary embedding (Assran et al. 2025).
 
     ``dims`` columns of a head turn by time, height and width in that order; the rest stand still. As in the
     original, and in its dtype: angle ``place / 10000^(2i/dim)``, the ``dim / 2`` of them tiled over the

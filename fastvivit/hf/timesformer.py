@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.timesformer.modeling_timesformer import TimesformerLayer, TimesformerSelfAttention
 
 import fastvivit.functional as F
 from fastvivit.hf.attention import must_be_original
@@ -30,15 +31,16 @@ def patch(model: nn.Module, link: Link, norm: Norm) -> None:
     """Replace the forwards within a ``TimesformerModel``."""
     kind = model.config.attention_type
     own = (model.config.num_frames, *model.embeddings.patch_embeddings.image_size)
-    replace(model.embeddings, embeddings_forward, link, norm, own, model.encoder.layer)
+    replace(model.embeddings, embeddings_forward, link, norm, own, model.encoder)
     replace(model.embeddings.patch_embeddings, patches_forward, norm)
-    if kind == "divided_space_time":
+    divided = kind == "divided_space_time"
+    if divided:
         replace(model.encoder, encoder_forward, link)
-    for layer in model.encoder.layer:
-        replace(layer.attention.attention, attention_forward, link)
-        if kind == "divided_space_time":
-            replace(layer.temporal_attention.attention, attention_forward, link)
-            replace(layer, layer_forward, link)
+    for module in model.encoder.modules():
+        if isinstance(module, TimesformerSelfAttention):
+            replace(module, attention_forward, link)
+        elif isinstance(module, TimesformerLayer) and divided:
+            replace(module, layer_forward)
 
 
 def embeddings_forward(
@@ -47,7 +49,7 @@ def embeddings_forward(
     link: Link,
     norm: Norm,
     own: Size3,
-    layers: nn.ModuleList,
+    encoder: nn.Module,
     /,
     pixel_values: Tensor,
 ) -> Tensor:
@@ -68,7 +70,7 @@ def embeddings_forward(
     call = current(link)
     kind = module.attention_type
     if kind == "divided_space_time" and call is not None and call.masking.asked:
-        _refuse_original(layers, call)
+        _refuse_original(encoder, call)
     table = module.position_embeddings[0]
     pos = space_positions(table[1:], grid_of(own, kernel, kernel, (0, 0, 0))[1:], (height, width))
     if kind == "space_only":
@@ -119,45 +121,55 @@ def encoder_forward(
     output_attentions: bool = False,
     output_hidden_states: bool = False,
     return_dict: bool = True,
-) -> Any:
+) -> BaseModelOutput | tuple:
     """Layers with divided attention over (B, 1 + K, D); its rows come out in the order of ``keep``."""
     call = current(link)
     if call is None or call.grid is None:
         return original(hidden_states, output_attentions, output_hidden_states, return_dict)
-    clips = hidden_states.shape[0]
+    clips, restore = hidden_states.shape[0], None
     if call.keep is None:
-        ids, restore = all_by_place(clips, call.grid, hidden_states.device), None
+        ids = all_by_place(clips, call.grid, hidden_states.device)
     else:
-        ids, restore = by_place(call.keep, call.grid)
-    call.shared["division"] = divide(ids, call.grid, full=restore is None)
-    out = original(hidden_states, output_attentions, output_hidden_states, True)
+        ids, order = by_place(call.keep, call.grid)
+        restore = torch.cat((order.new_zeros(clips, 1), order + 1), 1)
+    division = divide(ids, call.grid, full=restore is None)
+    states, probabilities = [hidden_states], []
+    for layer in module.layer:
+        hidden_states, *found = layer(hidden_states, output_attentions, division)
+        states.append(hidden_states)
+        probabilities += found
+    states = states if output_hidden_states else states[-1:]
     if restore is not None:
-        restore = torch.cat((restore.new_zeros(clips, 1), restore + 1), 1)
-        out.last_hidden_state = F.gather_tokens(out.last_hidden_state, restore, distinct=True)
-        if out.hidden_states is not None:
-            out.hidden_states = tuple(F.gather_tokens(x, restore, distinct=True) for x in out.hidden_states)
+        states = [F.gather_tokens(x, restore, distinct=True) for x in states]
+    out = BaseModelOutput(
+        last_hidden_state=states[-1],
+        hidden_states=tuple(states) if output_hidden_states else None,
+        attentions=tuple(probabilities) if output_attentions else None,
+    )
     return out if return_dict else out.to_tuple()
 
 
 def layer_forward(
     module: nn.Module,
     original: Callable,
-    link: Link,
     /,
     hidden_states: Tensor,
     output_attentions: bool = False,
+    division: Division | None = None,
 ) -> tuple[Tensor, ...]:
-    """A layer with divided attention, checkpointed where the layer's class would."""
-    call = current(link)
-    division = None if call is None else call.shared.get("division")
+    """A layer with divided attention, checkpointed where the layer's class would; the original without a division.
+
+    The division is an argument, so that any kind of checkpointing computes the layer again with that of its own call.
+    """
     if division is None:
         return original(hidden_states, output_attentions)
     # transformers 5 checkpoints the class's forward, which this one stands for; 4 does it around the call.
     around = any("__call__" in vars(cls) for cls in type(module).__mro__ if cls is not nn.Module)
     if module.gradient_checkpointing and module.training and not around:
-        body = partial(_divided, module, division)
-        return module._gradient_checkpointing_func(body, hidden_states, output_attentions)
-    return _divided(module, division, hidden_states, output_attentions)
+        return module._gradient_checkpointing_func(
+            partial(_divided, module), hidden_states, output_attentions, division
+        )
+    return _divided(module, hidden_states, output_attentions, division)
 
 
 def attention_forward(
@@ -170,11 +182,11 @@ def attention_forward(
     return (F.attention(q, k, v, softmax_scale=module.scale).flatten(2),)
 
 
-def _divided(layer: nn.Module, division: Division, hidden: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
+def _divided(layer: nn.Module, hidden: Tensor, output_attentions: bool, division: Division) -> tuple[Tensor, ...]:
     """``TimesformerLayer.forward`` with divided attention, on rows by place, then by time: (B, 1 + K, D)."""
     head, tokens = hidden[:, :1], hidden[:, 1:]
     rows = layer.temporal_layernorm(tokens).flatten(0, 1)
-    rows, *_ = _attend(layer.temporal_attention, rows, division.in_time, False)
+    rows, *_ = _attend(layer.temporal_attention, rows, division.in_time, output_attentions)
     rows = layer.temporal_dense(_drop_path(layer.drop_path, rows, division.in_time))
     hidden = torch.cat((head, tokens + rows.view_as(tokens)), 1)
 
@@ -210,11 +222,12 @@ def _drop_path(drop_path: nn.Module, rows: Tensor, sequences: Sequences) -> Tens
     return rows * F.gather_tokens(alive, sequences.segment)
 
 
-def _refuse_original(layers: nn.ModuleList, call: Call) -> None:
+def _refuse_original(encoder: nn.Module, call: Call) -> None:
     """Divided attention over dropped tokens has sequences of many lengths, which the original can't compute."""
     if call.attentions:
         raise ValueError("output_attentions: wanted False beside keep or mask_ratio with divided attention, got True")
-    rates = {layer.attention.attention.attn_drop.p for layer in layers if layer.training}
+    attentions = (module for module in encoder.modules() if isinstance(module, TimesformerSelfAttention))
+    rates = [attention.attn_drop.p for attention in attentions if attention.training]
     if any(rates):
         raise ValueError(
             "attention_probs_dropout_prob: wanted 0 in training beside keep or mask_ratio with divided attention, "

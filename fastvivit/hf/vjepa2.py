@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from inspect import signature
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.vjepa2.modeling_vjepa2 import (
+    VJEPA2AttentivePooler,
+    VJEPA2PoolerCrossAttention,
+    VJEPA2PoolerSelfAttention,
+    VJEPA2RopeAttention,
+    VJEPA2WithMaskedInputPredictorOutput,
+    apply_masks,
+)
 
-import fastvivit.functional as F
 from fastvivit.hf.attention import attend, must_be_original
 from fastvivit.hf.call import Link, choose, current
 from fastvivit.hf.embed import Norm, clip_grid, embed, kernel_of
@@ -23,21 +32,25 @@ def patch(model: nn.Module, link: Link, norm: Norm) -> None:
     """Replace the forwards within a ``VJEPA2Model``, and its own, which has masks of its own."""
     own = (model.config.frames_per_clip, model.config.crop_size, model.config.crop_size)
     embeddings = model.encoder.embeddings
+    collects = "output_hidden_states" in signature(type(model.encoder).forward).parameters
     replace(model, model_forward, link)
+    replace(model.encoder, encoder_forward, link, collects)
     replace(embeddings, embeddings_forward, link, norm, own)
     replace(embeddings.patch_embeddings, patches_forward, norm)
-    replace(model.predictor, predictor_forward, link)
-    for layer in (*model.encoder.layer, *model.predictor.layer):
-        replace(layer.attention, attention_forward, link)
+    replace(model.predictor, predictor_forward, link, collects)
+    for module in model.modules():
+        if isinstance(module, VJEPA2RopeAttention):
+            replace(module, attention_forward, link)
 
 
 def patch_outer(outer: nn.Module, link: Link, norm: Norm) -> None:
     """Replace the attention of the pooler of a ``VJEPA2ForVideoClassification``."""
     pooler = outer._modules.get("pooler")
-    if type(pooler).__name__ == "VJEPA2AttentivePooler":
-        replace(pooler.cross_attention_layer.cross_attn, cross_attention_forward, link)
-        for layer in pooler.self_attention_layers:
-            replace(layer.self_attn, self_attention_forward, link)
+    for module in pooler.modules() if isinstance(pooler, VJEPA2AttentivePooler) else ():
+        if isinstance(module, VJEPA2PoolerSelfAttention):
+            replace(module, self_attention_forward, link)
+        elif isinstance(module, VJEPA2PoolerCrossAttention):
+            replace(module, cross_attention_forward, link)
 
 
 def model_forward(module: nn.Module, original: Callable, link: Link, /, *args: Any, **kwargs: Any) -> Any:
@@ -60,19 +73,20 @@ def model_forward(module: nn.Module, original: Callable, link: Link, /, *args: A
         raise ValueError(
             "context_mask, target_mask, skip_predictor: wanted by name beside keep or mask_ratio, got by position"
         )
-    target = kwargs.pop("target_mask", None)
     if kwargs.get("context_mask") is not None:
         raise ValueError("context_mask: wanted None beside keep or mask_ratio: the kept tokens are it, got ids")
+    target, skip = kwargs.pop("target_mask", None), kwargs.pop("skip_predictor", False)
     if target is not None and (not isinstance(target, list | tuple) or len(target) != 1):
         got = f"{len(target)}" if isinstance(target, list | tuple) else type(target).__name__
         raise ValueError(f"target_mask: wanted a list of one (B, n) tensor of ids beside keep or mask_ratio, got {got}")
-    call.shared["target"] = target
     return_dict = kwargs.pop("return_dict", None)
-    out = original(*args, **kwargs, return_dict=True)
-    found = out.predictor_output
-    if found is not None:
-        found = {name: value for name, value in found.items() if name != "target_hidden_state"}
-        out.predictor_output = type(out.predictor_output)(**found)
+    out = original(*args, **kwargs, skip_predictor=True, return_dict=True)
+    if not skip:
+        states, tokens = out.last_hidden_state, prod(call.grid)
+        target = target or [torch.arange(tokens, device=states.device).repeat(states.shape[0], 1)]
+        wanted = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if kwargs.get(name)}
+        found = module.predictor(states, [call.keep], target, **wanted)
+        out.predictor_output = VJEPA2WithMaskedInputPredictorOutput(**found)
     plain = return_dict is False or (return_dict is None and not getattr(module.config, "return_dict", True))
     return out.to_tuple() if plain else out
 
@@ -105,23 +119,19 @@ def attention_forward(
     link: Link,
     /,
     hidden_states: Tensor,
-    position_mask: Tensor | None = None,
+    position_mask: Tensor | Places | None = None,
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Rotary attention over (B, K, D), on the grid of the clip: the original reads places off the configuration.
 
-    ``position_mask`` (B, K) are grid ids, which the predictor gives; None: those of the call's tokens.
+    ``position_mask`` are the ``Places`` of ``encoder_forward`` and ``predictor_forward``; anything else goes to
+    the original.
     """
-    call = current(link)
-    if call is None or call.grid is None:
+    places = position_mask
+    if not isinstance(places, Places):
         return original(hidden_states, position_mask, *args, **kwargs)
-    of = "encoder" if position_mask is None else "predictor"
-    places = call.shared.get(of)
-    if places is None or (position_mask is not None and places.ids is not position_mask):
-        ids = call.keep if position_mask is None else position_mask
-        places = call.shared[of] = Places(call.grid, ids, hidden_states.device)
-    if must_be_original(module, link, module.dropout_prob, args, **kwargs):
+    if places.attentions or must_be_original(module, link, module.dropout_prob, args, **kwargs):
         return _original_at(module, original, places, hidden_states, *args, **kwargs)
     heads, scale = module.num_attention_heads, module.scaling
     q, k = (project(hidden_states).unflatten(-1, (heads, -1)) for project in (module.query, module.key))
@@ -130,26 +140,71 @@ def attention_forward(
     return module.proj(attend(q, k, module.value(hidden_states), heads, scale)), None
 
 
+def encoder_forward(
+    module: nn.Module, original: Callable, link: Link, collects: bool, /, pixel_values_videos: Tensor, **kwargs: Any
+) -> BaseModelOutput:
+    """Embeddings and layers, which get the places of the tokens; see ``VJEPA2Encoder.forward``."""
+    call = current(link)
+    if call is None:
+        return original(pixel_values_videos, **kwargs)
+    states = module.embeddings(pixel_values_videos)
+    places = Places(call.grid, call.keep, states.device, call.attentions)
+    out = _layers(module.layer, states, places, collects, **kwargs)
+    out.last_hidden_state = module.layernorm(out.last_hidden_state)
+    return out
+
+
 def predictor_forward(
     module: nn.Module,
     original: Callable,
     link: Link,
+    collects: bool,
     /,
     encoder_hidden_states: Tensor,
     context_mask: list[Tensor],
     target_mask: list[Tensor],
+    head_mask: Any = None,
     **kwargs: Any,
-) -> Any:
-    """The predictor, its context the kept tokens at their places on the grid."""
+) -> BaseModelOutput:
+    """Context and mask tokens on the grid of the clip; see ``VJEPA2Predictor.forward``.
+
+    With ``keep`` the encoder's rows are the context as they come.
+    """
+    head_masks = () if head_mask is None else (head_mask,)  # an argument of transformers 4
     call = current(link)
-    if call is None or call.keep is None:
-        return original(encoder_hidden_states, context_mask, target_mask, **kwargs)
-    clips, tokens = encoder_hidden_states.shape[0], prod(call.grid)
-    device = encoder_hidden_states.device
-    rows = (call.keep + torch.arange(clips, device=device).unsqueeze(1) * tokens).flatten()
-    states = F.scatter_tokens(encoder_hidden_states.flatten(0, 1), rows, clips * tokens)
-    target = call.shared.get("target") or [torch.arange(tokens, device=device).repeat(clips, 1)]
-    return original(states.unflatten(0, (clips, tokens)), [call.keep], target, **kwargs)
+    if call is None:
+        return original(encoder_hidden_states, context_mask, target_mask, *head_masks, **kwargs)
+    context = encoder_hidden_states if call.keep is not None else apply_masks(encoder_hidden_states, context_mask)
+    states, ids = module.embeddings(context, context_mask, target_mask)
+    order = ids.argsort(1)
+    states, ids, *head_masks = module.sort_tokens(states, ids, order, *head_masks)
+    places = Places(call.grid, ids, states.device, call.attentions)
+    out = _layers(module.layer, states, places, collects, *head_masks, **kwargs)
+    states = module.unsort_tokens(module.layernorm(out.last_hidden_state), order)
+    out.last_hidden_state = module.proj(states[:, context.shape[1] :])
+    return out
+
+
+def _layers(
+    layers: nn.ModuleList, states: Tensor, places: Places, collects: bool, head_mask: Any = None, **kwargs: Any
+) -> BaseModelOutput:
+    """Layers over (B, K, D), given the places where the original gives ids or None.
+
+    transformers 4 collects hidden states and probabilities in the loop (``collects``), 5 in hooks on the layers.
+    """
+    hidden_states = kwargs.pop("output_hidden_states", False) and collects
+    attentions = kwargs.get("output_attentions", False) and collects
+    every, probabilities = [states], []
+    for index, layer in enumerate(layers):
+        mask = {} if head_mask is None or head_mask[index] is None else {"head_mask": head_mask[index]}
+        states, *found = layer(states, places, **mask, **kwargs)
+        every.append(states)
+        probabilities += found
+    return BaseModelOutput(
+        last_hidden_state=states,
+        hidden_states=tuple(every) if hidden_states else None,
+        attentions=tuple(probabilities) if attentions else None,
+    )
 
 
 def self_attention_forward(
