@@ -84,7 +84,10 @@ def model_forward(module: nn.Module, original: Callable, link: Link, /, *args: A
     if not skip:
         states, tokens = out.last_hidden_state, prod(call.grid)
         target = target or [torch.arange(tokens, device=states.device).repeat(states.shape[0], 1)]
-        wanted = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if kwargs.get(name)}
+        hidden_states = kwargs.get("output_hidden_states")
+        if hidden_states is None:
+            hidden_states = module.config.output_hidden_states
+        wanted = {"output_attentions": call.attentions, "output_hidden_states": hidden_states}
         found = module.predictor(states, [call.keep], target, **wanted)
         out.predictor_output = VJEPA2WithMaskedInputPredictorOutput(**found)
     plain = return_dict is False or (return_dict is None and not getattr(module.config, "return_dict", True))
@@ -151,6 +154,8 @@ def encoder_forward(
     places = Places(call.grid, call.keep, states.device, call.attentions)
     out = _layers(module.layer, states, places, collects, **kwargs)
     out.last_hidden_state = module.layernorm(out.last_hidden_state)
+    if out.hidden_states is not None:
+        out.hidden_states = (*out.hidden_states[:-1], out.last_hidden_state)
     return out
 
 
