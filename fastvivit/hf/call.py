@@ -154,7 +154,7 @@ def model_forward(
         masking = outer.masking
     attentions = kwargs.get("output_attentions")
     if attentions is None:
-        attentions = outer.attentions if outer is not None else getattr(_config(model), "output_attentions", False)
+        attentions = getattr(getattr(model, "config", None), "output_attentions", False)
     call = Call(link, masking, bool(attentions))
     carried = [layer for layer in layers if layer.training and layer.gradient_checkpointing]
     checkpoints = [layer.__dict__.get("_gradient_checkpointing_func") for layer in carried]
@@ -203,10 +203,6 @@ def _stacked(keep: Tensor | Sequence[Tensor] | None) -> Tensor | None:
         got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
         raise ValueError(f"keep: wanted (B, K) int64 ids, or a list of B tensors of them, got {got}")
     return keep
-
-
-def _config(model: nn.Module) -> Any:
-    return getattr(model, "config", None)
 
 
 def _signature(forward: Callable) -> inspect.Signature:
