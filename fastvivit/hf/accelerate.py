@@ -10,6 +10,7 @@ from torch import nn
 
 from fastvivit.hf.call import Link, host, link_of
 from fastvivit.hf.embed import Norm
+from fastvivit.hf.layers import patch_layers
 from fastvivit.hf.patches import undo
 
 # Family → its folder in transformers and our file, and the class of its bare model.
@@ -26,12 +27,13 @@ Model = TypeVar("Model", bound=nn.Module)
 def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Model:
     """Run a transformers ViViT, VideoMAE, TimeSformer or V-JEPA 2 model on fastvivit's kernels, in place.
 
-    Tubelets are embedded by ``F.tubelet_embed`` and attention is ``F.attention``; the class, the state dict and the
-    outputs stay what they were. The model's forward also takes ``mask_ratio``, ``keep`` and ``generator``, and drops
-    tokens before the patch product; clips of other sizes and lengths than the model's own, whose positions are
-    resized on the true (T, H, W) grid (fewer frames: the first slots, unless ``interpolate_pos_encoding=True``); and
-    uint8 pixels where mean and std are given. Attention that ours can't compute (probabilities asked for, dropout in
-    training, a mask) is computed as before. Called again, it takes the new mean and std.
+    Tubelets are embedded by ``F.tubelet_embed``, attention is ``F.attention``, and float32 products on a CPU go to
+    oneDNN; the class, the state dict and the outputs stay what they were. The model's forward also takes
+    ``mask_ratio``, ``keep`` and ``generator``, and drops tokens before the patch product; clips of other sizes and
+    lengths than the model's own, whose positions are resized on the true (T, H, W) grid (fewer frames: the first
+    slots, unless ``interpolate_pos_encoding=True``); and uint8 pixels where mean and std are given. Attention that
+    ours can't compute (probabilities asked for, dropout in training, a mask) is computed as before. Called again, it
+    takes the new mean and std.
 
     To know which tokens were kept, draw them: ``keep = F.random_keep(...)``.
 
@@ -58,6 +60,7 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
     undo(model)
     for bare, family in found:
         import_module(f"fastvivit.hf.{family}").patch(bare, link, norm)
+        patch_layers(bare)
         host(bare, link, [module for module in bare.modules() if hasattr(module, "gradient_checkpointing")])
     for outer in _hosts(model, [bare for bare, _ in found]):
         for family in {family for bare, family in found if bare in outer.modules()}:

@@ -123,8 +123,10 @@ def normalised(pixels: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
 
 
 def _plain(projection: nn.Module) -> bool:
-    """Whether the module is its weights and nothing else: no adapter, hook, offloader or changed stride."""
+    """Whether the module is its weights and nothing else: no adapter, hook, offloader, shard or changed stride."""
     if type(projection) not in (nn.Conv2d, nn.Conv3d) or "forward" in projection.__dict__:
+        return False
+    if type(projection.weight) is not nn.Parameter:
         return False
     if projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks:
         return False

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
 from fastvivit.hf.attention import attend, must_be_original
 from fastvivit.hf.call import Link, Masking, choose, current
 from fastvivit.hf.embed import Norm, clip_grid, embed, kernel_of, normalised, positions
+from fastvivit.hf.layers import patch_layers
 from fastvivit.hf.patches import replace
+from fastvivit.ops.linear import linear
 from fastvivit.ops.tubelet_embed.geometry import Size3, grid_of
 
 
@@ -30,6 +31,7 @@ def patch_outer(model: nn.Module, link: Link, norm: Norm) -> None:
     if any(cls.__name__ == "VideoMAEForPreTraining" for cls in type(model).__mro__):
         replace(model, pretraining_forward, link, norm)
         _patch_attention(model.decoder, link)
+        patch_layers(model.decoder)
 
 
 def _patch_attention(model: nn.Module, link: Link) -> None:
@@ -124,9 +126,9 @@ def attention_forward(
     if must_be_original(module, link, module.dropout_prob, args, **kwargs):
         return original(hidden_states, *args, **kwargs)
     if hasattr(module, "q_bias"):
-        q = nnf.linear(hidden_states, module.query.weight, module.q_bias)
-        k = nnf.linear(hidden_states, module.key.weight)
-        v = nnf.linear(hidden_states, module.value.weight, module.v_bias)
+        q = linear(hidden_states, module.query.weight, module.q_bias)
+        k = linear(hidden_states, module.key.weight)
+        v = linear(hidden_states, module.value.weight, module.v_bias)
     else:
         q, k, v = (project(hidden_states) for project in (module.query, module.key, module.value))
     return attend(q, k, v, module.num_attention_heads, module.scaling), None
