@@ -23,6 +23,7 @@ from transformers.models.vjepa2.modeling_vjepa2 import (
 from fastvivit.hf.attention import attend, must_be_original
 from fastvivit.hf.call import Link, choose, current
 from fastvivit.hf.embed import Norm, clip_grid, embed, kernel_of
+from fastvivit.hf.layers import patch_layers
 from fastvivit.hf.patches import replace
 from fastvivit.hf.rotary import Places, rotate
 from fastvivit.ops.tubelet_embed.geometry import Size3
@@ -44,9 +45,12 @@ def patch(model: nn.Module, link: Link, norm: Norm) -> None:
 
 
 def patch_outer(outer: nn.Module, link: Link, norm: Norm) -> None:
-    """Replace the attention of the pooler of a ``VJEPA2ForVideoClassification``."""
+    """Replace forwards within the pooler of a ``VJEPA2ForVideoClassification``."""
     pooler = outer._modules.get("pooler")
-    for module in pooler.modules() if isinstance(pooler, VJEPA2AttentivePooler) else ():
+    if not isinstance(pooler, VJEPA2AttentivePooler):
+        return
+    patch_layers(pooler)
+    for module in pooler.modules():
         if isinstance(module, VJEPA2PoolerSelfAttention):
             replace(module, self_attention_forward, link)
         elif isinstance(module, VJEPA2PoolerCrossAttention):
@@ -104,7 +108,7 @@ def embeddings_forward(
     shape = getattr(pixel_values_videos, "shape", ())
     if len(shape) == 5 and 0 < shape[1] < kernel[0]:
         pixel_values_videos = pixel_values_videos.repeat(1, kernel[0], 1, 1, 1)
-    grid = clip_grid(pixel_values_videos, kernel, own, projection.weight.shape[1], norm)
+    grid = clip_grid(pixel_values_videos, kernel, own, projection.weight.shape[1], norm, "pixel_values_videos")
     keep = choose(link, pixel_values_videos.shape[0], grid, pixel_values_videos.device)
     return module.patch_embeddings(pixel_values_videos.transpose(1, 2), keep=keep)
 

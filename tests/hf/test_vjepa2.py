@@ -343,7 +343,7 @@ def test_a_module_alone_is_the_original():
     ("video", "changes", "message"),
     [
         (clips(6, 20, 24), {}, "H a multiple of the tubelet's 8, got 20"),
-        (clips(5), {}, "T a multiple of the tubelet's 2, got 5"),
+        (clips(5), {}, "pixel_values_videos: wanted T a multiple of the tubelet's 2, got 5"),
         (clips()[0], {}, r"wanted \(B, T, C, H, W\)"),
         (clips(), {"keep": torch.zeros(2, 3, dtype=torch.int64)}, "keep"),
         (clips(), {"keep": [torch.arange(3), torch.arange(4)]}, "fv.ViViT"),
