@@ -31,11 +31,14 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
     oneDNN; the class, the state dict and the outputs stay what they were. The model's forward also takes
     ``mask_ratio``, ``keep`` and ``generator``, and drops tokens before the patch product; clips of other sizes and
     lengths than the model's own, whose positions are resized on the true (T, H, W) grid (fewer frames: the first
-    slots, unless ``interpolate_pos_encoding=True``); and uint8 pixels where mean and std are given. Attention that
-    ours can't compute (probabilities asked for, dropout in training, a mask) is computed as before. Called again, it
-    takes the new mean and std.
+    slots, unless ``interpolate_pos_encoding=True``; TimeSformer: the nearest in time and space, as in its own code;
+    V-JEPA 2 has no table, its tokens turn by their true places); and uint8 pixels where mean and std are given.
+    Attention that ours can't compute (probabilities asked for, dropout in training, a mask) is computed as before.
+    Called again, it takes the new mean and std.
 
-    To know which tokens were kept, draw them: ``keep = F.random_keep(...)``.
+    To know which tokens were kept, draw them: ``keep = F.random_keep(...)``; tokens come out in its order. V-JEPA 2's
+    predictor then predicts ``target_mask`` (None: every token of the grid) from the kept ones. TimeSformer with
+    "space_only" is a model of frames: each keeps equally many, and ``mask_ratio`` draws them frame by frame.
 
     Args:
         model: such a model, bare or with a head, or any module that contains some.

@@ -41,7 +41,9 @@ def kernel_of(projection: nn.Module) -> Size3:
     return (1, *kernel) if len(kernel) == 2 else kernel
 
 
-def clip_grid(pixels: Tensor, kernel: Size3, own: Size3, channels: int, norm: Norm) -> Size3:
+def clip_grid(
+    pixels: Tensor, kernel: Size3, own: Size3, channels: int, norm: Norm, name: str = "pixel_values"
+) -> Size3:
     """(T', H', W') of clips; checks them.
 
     Args:
@@ -50,28 +52,27 @@ def clip_grid(pixels: Tensor, kernel: Size3, own: Size3, channels: int, norm: No
         own: (T, H, W) the model was made for: the one size that is allowed to floor, as the original does.
         channels: C.
         norm: whether uint8 is taken.
+        name: of the argument, for errors.
 
     Raises:
         ValueError: a wrong shape, a size the tubelet does not divide, uint8 without mean and std.
     """
     if not isinstance(pixels, Tensor) or pixels.dim() != 5:
         got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise ValueError(f"pixel_values: wanted (B, T, C, H, W), got {got}")
+        raise ValueError(f"{name}: wanted (B, T, C, H, W), got {got}")
     if pixels.shape[2] != channels:
-        raise ValueError(
-            f"pixel_values: wanted {channels} channels in (B, T, C, H, W), got shape {tuple(pixels.shape)}"
-        )
+        raise ValueError(f"{name}: wanted {channels} channels in (B, T, C, H, W), got shape {tuple(pixels.shape)}")
     if pixels.dtype == torch.uint8:
         if norm.mean is None:
-            raise ValueError("pixel_values: wanted floats, or mean= and std= in fv.accelerate for uint8, got uint8")
+            raise ValueError(f"{name}: wanted floats, or mean= and std= in fv.accelerate for uint8, got uint8")
         if len(norm.mean) != channels:
             raise ValueError(f"mean: wanted {channels} values, one a channel, got {len(norm.mean)}")
     elif not pixels.is_floating_point():
-        raise ValueError(f"pixel_values: wanted uint8 or floats, got {str(pixels.dtype).removeprefix('torch.')}")
+        raise ValueError(f"{name}: wanted uint8 or floats, got {str(pixels.dtype).removeprefix('torch.')}")
     size = (pixels.shape[1], *pixels.shape[3:])
-    for name, length, part in zip(("T", "H", "W"), size, kernel, strict=True):
+    for axis, length, part in zip(("T", "H", "W"), size, kernel, strict=True):
         if length < part or (length % part and size != own):
-            raise ValueError(f"pixel_values: wanted {name} a multiple of the tubelet's {part}, got {length}")
+            raise ValueError(f"{name}: wanted {axis} a multiple of the tubelet's {part}, got {length}")
     return grid_of(size, kernel, kernel, (0, 0, 0))
 
 
