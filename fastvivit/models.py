@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import prod
 from typing import Any
 
 from fastvivit.ops.tubelet_embed.geometry import Size3
@@ -140,12 +140,17 @@ class ViViTConfig:
     @property
     def tokens(self) -> int:
         """Grid tokens of a whole clip, N; CLS tokens are not among them."""
-        return sum(prod(grid) for grid in self.views)
+        return sum(math.prod(grid) for grid in self.views)
 
     @property
     def class_token(self) -> bool:
         """Whether there are CLS tokens: what ``cls`` comes to."""
         return self.pool == "cls" if self.cls is None else self.cls
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """The rate at which each block's branches are dropped: what ``drop_path`` comes to."""
+        return tuple(self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth))
 
     def replace(self, **changes: Any) -> ViViTConfig:
         """Return a copy with some fields changed. Raises ``ValueError`` for a field that does not exist."""
@@ -154,7 +159,7 @@ class ViViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ViViTConfig:
@@ -181,6 +186,15 @@ class ViViTConfig:
     def large(cls, **changes: Any) -> ViViTConfig:
         """1024 wide, 24 blocks, 16 heads: the paper's ViT-L."""
         return cls(width=1024, depth=24, heads=16, ff=4096).replace(**changes)
+
+
+def plain(value: Any) -> Any:
+    """A value of a config as JSON has it: tuples become lists, infinity, which JSON lacks, the string "inf"."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return "inf" if value == math.inf else value
 
 
 def check_fields(config: type, fields: dict[str, Any]) -> None:

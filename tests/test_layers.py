@@ -17,6 +17,7 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
+    ("convert", "tune", "hf"),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),

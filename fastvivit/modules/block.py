@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.adapters import Adapter
 from fastvivit.modules.attention import Attention, GatedAttention
 from fastvivit.modules.mlp import Mlp
 from fastvivit.tokens import Grouping
@@ -34,6 +35,9 @@ class Block(nn.Module):
     encoder (paper, section 3.1), between views in the tube encoder. It starts as a copy of the block's own
     attention, its gate shut, so that the block starts as the one without it.
 
+    An ``adapter`` (``fastvivit.tune.add_adapters``) takes the output of the feed-forward layer, or with
+    ``adapter_position = "residual"`` the block's.
+
     Args:
         config: widths, activation, order and gate are its.
         drop_path: rate.
@@ -52,6 +56,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, config.eps)
         self.mlp = Mlp(width, config.ff, config.act)
         self.drop_path = DropPath(drop_path)
+        self.adapter: Adapter | None = None
+        self.adapter_position = "ffn"
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters is trainable."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, x: Tensor, group: Grouping, clips: Grouping, extra: Grouping | None = None) -> Tensor:
         """X (M, D); attention runs within ``group`` and ``extra``, branches are dropped by ``clips``."""
@@ -64,4 +75,9 @@ class Block(nn.Module):
         x = x + drop(self.attn(self.norm1(x), group))
         if self.extra is not None and not self.extra_first:
             x = x + drop(self.extra(x, extra))
-        return x + drop(self.mlp(self.norm2(x)))
+        branch = self.mlp(self.norm2(x))
+        if self.adapter is None:
+            return x + drop(branch)
+        if self.adapter_position == "residual":
+            return self.adapter(x + drop(branch))
+        return x + drop(self.adapter(branch))

@@ -11,9 +11,38 @@ from torch import Tensor
 import fastvivit.functional as F
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.ops.checked_ids import checked_ids
-from fastvivit.tokens import Tokens
+from fastvivit.tokens import Tokens, Views
 
 Keep = Tensor | list[Tensor] | None
+
+
+def draw_keep(
+    batch: int,
+    views: Views,
+    mask_ratio: float,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+    strategy: str = "random",
+) -> tuple[Tensor, list[int]]:
+    """``F.random_keep`` on the grids of a clip; tubes are masked one by one, each at the ratio.
+
+    Returns:
+        (B, K) int64 ids that count through the grids in turn, ascending, and the kept tokens of each grid.
+
+    Raises:
+        ValueError: as ``F.random_keep``, and tubes with another strategy than "random".
+    """
+    if len(views) > 1 and strategy != "random":
+        raise ValueError(f"strategy: wanted 'random' with tubes, which share no places or slots, got {strategy!r}")
+    parts, start = [], 0
+    for grid in views:
+        ids = F.random_keep(
+            batch, prod(grid), mask_ratio, grid=grid, generator=generator, strategy=strategy, device=device
+        )
+        parts.append(ids + start if start else ids)
+        start += prod(grid)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), [part.shape[1] for part in parts]
 
 
 class Clips:
@@ -66,22 +95,13 @@ class Clips:
         return grids if self.listed else grids[0]
 
     def draw(self, mask_ratio: float, generator: torch.Generator | None, strategy: str) -> Tensor | list[Tensor]:
-        """Ids to keep: (B, K), or a list for a list. Tubes are masked one by one, each at the ratio."""
-        if isinstance(self.embedder, TubesEmbed) and strategy != "random":
-            raise ValueError(f"strategy: wanted 'random' with tubes, which share no places or slots, got {strategy!r}")
+        """Ids to keep: (B, K), or a list for a list."""
         runs = [(self.views[0], len(self.views))] if not self.listed else [(views, 1) for views in self.views]
         keep, self.split = [], []
         for views, batch in runs:
-            parts, start = [], 0
-            for grid in views:
-                ids = F.random_keep(
-                    batch, prod(grid), mask_ratio,
-                    grid=grid, generator=generator, strategy=strategy, device=self.device,
-                )  # fmt: skip
-                parts.append(ids + start if start else ids)
-                start += prod(grid)
-            keep.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
-            self.split += [[part.shape[1] for part in parts]] * batch
+            ids, split = draw_keep(batch, views, mask_ratio, generator=generator, device=self.device, strategy=strategy)
+            keep.append(ids)
+            self.split += [split] * batch
         return [ids[0] for ids in keep] if self.listed else keep[0]
 
     def embed(self, keep: Keep, cls: str | None) -> tuple[Tensor, Tokens]:

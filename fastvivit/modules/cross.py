@@ -74,7 +74,8 @@ class CrossAttention(nn.Module):
             x: (Mq, width) queries.
             media: (Mk, media_width).
             cu_seqlens_q: (B + 1,) int32 rows of each clip's queries.
-            cu_seqlens_k: (B + 1,) int32 rows of each clip's media. Rows past the last value are ignored.
+            cu_seqlens_k: (B + 1,) int32 rows of each clip's media. Rows past the last value are not attended to, but
+                must be finite where a gradient is wanted.
             max_seqlen_q: an upper bound of the queries of a clip.
             max_seqlen_k: an upper bound of the media of a clip.
             schedule: of ``F.varlen_schedule`` for these lengths.
@@ -128,7 +129,8 @@ class AttentionPool(nn.Module):
 
         Args:
             x: (M, D) packed tokens.
-            cu_seqlens: (B + 1,) int32 rows of each clip; lengths may be 0.
+            cu_seqlens: (B + 1,) int32 rows of each clip; lengths may be 0. Rows past the last value as in
+                ``CrossAttention``.
             max_seqlen: an upper bound of the lengths; None never stalls a device, but some GPU backends need it.
 
         Returns:

@@ -99,6 +99,20 @@ class PatchEmbed(nn.Module):
         setattr(self, name, nn.Parameter(resized, requires_grad=table.requires_grad))
         self.grid = grid
 
+    @torch.no_grad()
+    def offset_times_(self, std: float) -> None:
+        """Add a random vector to the positions of each time slot, where there are several.
+
+        Positions repeated over time say nothing of order, and training is slow to tell slots apart.
+        """
+        if self.grid[0] > 1:
+            offsets = torch.randn(self.grid[0], 1, self.pos.shape[1], dtype=self.pos.dtype) * std
+            if self.pos_time is None:
+                offsets = offsets.to(self.pos.device).expand(-1, self.grid[1] * self.grid[2], -1)
+                self.pos += offsets.reshape(self.pos.shape)
+            else:
+                self.pos_time += offsets.squeeze(1).to(self.pos.device)
+
     def forward(self, video: Tensor, keep: Tensor | None, views: Views, split: Sequence[int] | None = None) -> Tensor:
         """Kept tokens of (B, C, T, H, W) clips or (B, C, H, W) images, as ``F.tubelet_embed`` returns."""
         del split  # there is one view
@@ -134,6 +148,11 @@ class TubesEmbed(nn.Module):
     def views(self, size: Sequence[int]) -> Views:
         """Grids of a clip of ``size`` (T, H, W). Raises ``ValueError`` where a tube has no position in it."""
         return grids_of(self.shapes, size, "video")
+
+    def offset_times_(self, std: float) -> None:
+        """See ``PatchEmbed.offset_times_``."""
+        for tube in self.tubes:
+            tube.offset_times_(std)
 
     def forward(self, video: Tensor, keep: Tensor | None, views: Views, split: Sequence[int] | None = None) -> Tensor:
         """Kept tokens of (B, C, T, H, W) clips.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +63,11 @@ class ViViT(nn.Module):
 
     Args:
         config: see ``ViViTConfig``.
+
+    Attributes:
+        imported: the ``ImportReport`` of an encoder made from another library's weights, else None. It is not
+            saved.
+        tuning: how ``fastvivit.tune`` has set it up, as plain JSON values; None where it has not.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -83,11 +90,12 @@ class ViViT(nn.Module):
             nn.init.trunc_normal_(self.cls_pos, std=config.pos_std)
         self.pre_norm = nn.LayerNorm(config.width, config.eps) if config.pre_norm else nn.Identity()
         extra = config.attention == "factorised" or config.cross_view
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in config.drop_rates)
         self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
         self.checkpointing = False
+        self.tuning: dict[str, Any] | None = None
+        self.imported = None
 
     @property
     def num_features(self) -> int:
@@ -123,6 +131,11 @@ class ViViT(nn.Module):
         elif config.attention != "frame":
             self.embed.extend(config.grid, how)
         self.config = config
+
+    def to_hf_state_dict(self, layout: str = "memory") -> dict[str, Tensor]:
+        """The video path as a state dict of transformers' ViViT: ``fastvivit.convert.to_hf_state_dict``."""
+        # Loaded when used: the converters stand on this class.
+        return import_module("fastvivit.convert").to_hf_state_dict(self, layout)
 
     def forward(
         self,
@@ -201,7 +214,7 @@ class ViViT(nn.Module):
             extra = tokens.by_clip
         found = []
         for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training:
+            if self.checkpointing and self.training and (x.requires_grad or block.trains):
                 x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
             else:
                 x = block(x, group, tokens.by_clip, extra)

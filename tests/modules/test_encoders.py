@@ -244,6 +244,17 @@ def test_factorised_positions_begin_as_positions_repeated_over_time():
     close(split(long).tokens, full(long).tokens)
 
 
+@pytest.mark.parametrize("changes", [{}, {"positions": "factorised"}, {"attention": "tubes", "tubes": TUBES}])
+def test_time_offsets_tell_slots_apart_and_nothing_else(changes):
+    enc = fv.ViViT(CFG.replace(**changes))
+    for embed in enc.embed.tubes if changes.get("tubes") else [enc.embed]:
+        before = embed.table().detach().clone()
+        embed.offset_times_(0.5)
+        offset = (embed.table().detach() - before).view(embed.grid[0], -1, 48)
+        torch.testing.assert_close(offset, offset[:, :1].expand_as(offset))
+        assert (offset[1:, 0] - offset[:-1, 0]).norm(dim=-1).gt(1).all() if embed.grid[0] > 1 else not offset.any()
+
+
 def test_a_tube_without_a_position_says_how_many_frames_it_needs():
     with pytest.raises(ValueError, match=r"frames, size: wanted at least 20 frames for tube 2 of 4 .* got 16"):
         fv.ViViTConfig.base(attention="tubes")

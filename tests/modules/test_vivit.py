@@ -252,9 +252,10 @@ def test_no_weight_decay_and_features():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: looks for device synchronisations")
-@pytest.mark.parametrize("attention", ["joint", "frame"])
-def test_no_step_waits_for_the_device(attention):
-    enc = encoder(attention=attention).cuda().train()
+@pytest.mark.parametrize("attention", ["joint", "frame", "factorised"])
+@pytest.mark.parametrize("pool", ["mean", "attention", "cls"])
+def test_no_step_waits_for_the_device(attention, pool):
+    enc = encoder(attention=attention, pool=pool).cuda().train()
     video, keep = clips().cuda(), F.random_keep(2, 64, 0.5, device="cuda")
     ragged = [video[0], video[1][:, :4], video[0]]
     enc(video, keep=keep).pooled.sum().backward()  # compiles the kernels
