@@ -49,6 +49,7 @@ BENCHES = {
     ),
     "more": (
         ("whole encoders", ("encoder/",), False, 60),
+        ("models of transformers", ("models/",), False, 60),
         ("every masking ratio", MASKED, False, 60),
         ("short clips and single calls", ("of 512", "sequences of", "ViT-B, 16 frames, 0 %", "overhead/"), False, 30),
     ),
@@ -92,7 +93,7 @@ def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = 
 def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[Step]:
     run = [*module, "benchmarks.run"]
     if dry:
-        words = ("embed/", "attention/", "rows/", "block/") if stage == "bench" else ("overhead/", "encoder/")
+        words = ("embed/", "attention/", "rows/", "block/") if stage == "bench" else ("overhead/", "encoder/", "models/")
         return [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
     kept = ["--save", *save]
     sweep = [*module, "benchmarks.sweep", "--models", "B", "--frames", "16", "128", "--masks", "0", "75"]
