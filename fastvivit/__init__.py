@@ -8,38 +8,50 @@ from typing import Any
 from fastvivit import functional, metrics
 from fastvivit._backends import BackendError
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.perceiver import PerceiverResampler
+from fastvivit.modules.pooling import temporal_mean
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import EncoderOutput, ViViT
+from fastvivit.tubes import Tube
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionPool",
     "BackendError",
     "EncoderOutput",
+    "ImportReport",
+    "PerceiverResampler",
     "TextTower",
+    "Tube",
     "VideoTextModel",
     "ViViT",
     "ViViTConfig",
     "accelerate",
     "data",
+    "from_hf_videomae",
+    "from_hf_vivit",
+    "from_image_vit",
     "functional",
     "hf",
     "load_pretrained",
     "metrics",
     "restore",
     "save_pretrained",
+    "temporal_mean",
     "train",
+    "tune",
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train"}
-_LAZY_NAMES = {
-    "accelerate": "fastvivit.hf.accelerate",
-    "load_pretrained": "fastvivit.pretrained",
-    "restore": "fastvivit.hf.accelerate",
-    "save_pretrained": "fastvivit.pretrained",
-}
+_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train", "tune": "fastvivit.tune"}
+_LAZY_NAMES = dict.fromkeys(
+    ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
+)
+_LAZY_NAMES |= dict.fromkeys(("accelerate", "restore"), "fastvivit.hf.accelerate")
+_LAZY_NAMES |= {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whenever the process or the machine stops."""
+"""Folders and files that appear whole or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def file_written_whole(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` to write a file under; at the end it is on the disk and takes that place.
+
+    What stood there goes only then. An error leaves it as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    try:
+        yield scratch
+        _flush_file(scratch)
+        scratch.replace(target)
+        _flush_names(target.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def _replace(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
@@ -48,9 +65,13 @@ def _flush(folder: Path) -> None:
         if path.is_dir():
             _flush_names(path)
         else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush_file(path)
     _flush_names(folder)
+
+
+def _flush_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_names(folder: Path) -> None:

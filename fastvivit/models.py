@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import prod
 from typing import Any
 
-ATTENTION = ("joint", "frame")
-POOL = ("mean", None)
-ACT = ("gelu", "gelu_tanh", "quick_gelu")
+from fastvivit.ops.tubelet_embed.geometry import Size3
+from fastvivit.tubes import TUBEVIT, Tube, grids_of
+
+CHOICES = {
+    "attention": ("joint", "factorised", "frame", "tubes"),
+    "pool": ("mean", "attention", "cls", None),
+    "cls": (None, True, False),
+    "act": ("gelu", "gelu_tanh", "quick_gelu"),
+    "order": ("space_time", "time_space"),
+    "gate": ("scalar", "vector"),
+    "positions": ("full", "factorised"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +36,22 @@ class ViViTConfig:
         depth: blocks.
         heads: attention heads; they divide ``width``.
         ff: inner width of the feed-forward layers.
-        attention: "joint": every token of a clip sees every other, one position per (t, h, w). "frame":
-            tokens see their own time slot only, and positions have no time: the paper's frame-level encoder
-            (IMAGEViT).
-        pool: "mean" over a clip's tokens, or None.
+        attention: which tokens see each other. "joint": all of a clip. "frame": those of a time slot, and
+            positions have no time: the paper's frame-level encoder (IMAGEViT). "factorised": those of a slot,
+            then, behind a gate that starts closed, those of a place over time. "tubes": those of a tube, with
+            tubelets as ``tubes`` says (TubeViT).
+        pool: "mean" over a clip's grid tokens; "attention", a learned query over all of its tokens; "cls", its
+            CLS token (the mean of them where it has several); or None.
+        cls: whether a CLS token leads every attention sequence: one a clip, with "frame" and "factorised" one
+            a time slot, with "tubes" one a tube. None: where ``pool`` is "cls".
+        pre_norm: a LayerNorm before the first block, as CLIP has.
+        final_norm: a LayerNorm after the last block.
+        order: of factorised attention, "space_time" or "time_space".
+        gate: of factorised and cross-view attention, one number a layer ("scalar") or a channel ("vector").
+        positions: "full", one a (t, h, w), or "factorised", the sum of one a place and one a time slot.
+        pool_heads: heads of ``pool="attention"``; they divide ``width``.
+        tubes: the tubes of ``attention="tubes"``; ``tubelet`` is then of images alone.
+        cross_view: with "tubes", gated attention between the tubes of a clip in every block.
         drop_path: rate at which the last block's branches are dropped, rising linearly from 0; by clip.
         act: "gelu" (exact), "gelu_tanh" or "quick_gelu".
         eps: of the LayerNorms.
@@ -52,6 +73,15 @@ class ViViTConfig:
     ff: int = 3072
     attention: str = "joint"
     pool: str | None = "mean"
+    cls: bool | None = None
+    pre_norm: bool = False
+    final_norm: bool = True
+    order: str = "space_time"
+    gate: str = "scalar"
+    positions: str = "full"
+    pool_heads: int = 8
+    tubes: tuple[Tube, ...] = TUBEVIT
+    cross_view: bool = False
     drop_path: float = 0.0
     act: str = "gelu"
     eps: float = 1e-6
@@ -66,17 +96,27 @@ class ViViTConfig:
         object.__setattr__(self, "tubelet", _whole("tubelet", self.tubelet, 3))
         object.__setattr__(self, "mean", _channel_values("mean", self.mean, self.channels))
         object.__setattr__(self, "std", _channel_values("std", self.std, self.channels))
-        for name in ("frames", "channels", "width", "depth", "heads", "ff"):
+        object.__setattr__(self, "tubes", _tubes(self.tubes))
+        for name in ("frames", "channels", "width", "depth", "heads", "ff", "pool_heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
-        for name, known in (("attention", ATTENTION), ("pool", POOL), ("act", ACT)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: wanted one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        if self.width % self.heads:
-            raise ValueError(f"heads: wanted a divisor of width {self.width}, got {self.heads}")
+        for name in ("heads", "pool_heads")[: 2 if self.pool == "attention" else 1]:
+            if self.width % getattr(self, name):
+                raise ValueError(f"{name}: wanted a divisor of width {self.width}, got {getattr(self, name)}")
+        if self.pool == "cls" and self.cls is False:
+            raise ValueError("cls: wanted True or None with pool='cls', got False")
+        if self.cross_view and self.attention != "tubes":
+            raise ValueError(f"cross_view: wanted attention='tubes' with it, got {self.attention!r}")
+        if self.positions == "factorised" and self.attention in ("frame", "tubes"):
+            raise ValueError(f"positions: wanted 'full' with attention={self.attention!r}, got 'factorised'")
+        if self.attention == "tubes":
+            grids_of(self.tubes, (self.frames, *self.size), "frames, size")
         for what, length, part in zip("thw", (self.frames, *self.size), self.tubelet, strict=True):
-            if length % part:
+            if length % part and (self.attention != "tubes" or (self.images and what != "t")):
                 name = "frames" if what == "t" else "size"
                 raise ValueError(f"{name}: wanted a multiple of the tubelet's {what} = {part}, got {length}")
         if not 0 <= self.drop_path < 1:
@@ -85,15 +125,32 @@ class ViViTConfig:
             raise ValueError(f"std: wanted values above 0, got {self.std}")
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tubelets of a whole clip, (T', H', W')."""
+    def views(self) -> tuple[Size3, ...]:
+        """Grids (T', H', W') of a whole clip: one, or one a tube."""
+        if self.attention == "tubes":
+            return tuple(tube.grid((self.frames, *self.size)) for tube in self.tubes)
         t, h, w = self.tubelet
-        return (self.frames // t, self.size[0] // h, self.size[1] // w)
+        return ((self.frames // t, self.size[0] // h, self.size[1] // w),)
+
+    @property
+    def grid(self) -> Size3 | tuple[Size3, ...]:
+        """Tubelets of a whole clip, (T', H', W'); with ``attention="tubes"`` a tuple of grids, one a tube."""
+        return self.views if self.attention == "tubes" else self.views[0]
 
     @property
     def tokens(self) -> int:
-        """Tokens of a whole clip, N."""
-        return prod(self.grid)
+        """Grid tokens of a whole clip, N; CLS tokens are not among them."""
+        return sum(math.prod(grid) for grid in self.views)
+
+    @property
+    def class_token(self) -> bool:
+        """Whether there are CLS tokens: what ``cls`` comes to."""
+        return self.pool == "cls" if self.cls is None else self.cls
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """The rate at which each block's branches are dropped: what ``drop_path`` comes to."""
+        return tuple(self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth))
 
     def replace(self, **changes: Any) -> ViViTConfig:
         """Return a copy with some fields changed. Raises ``ValueError`` for a field that does not exist."""
@@ -102,7 +159,7 @@ class ViViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ViViTConfig:
@@ -131,6 +188,15 @@ class ViViTConfig:
         return cls(width=1024, depth=24, heads=16, ff=4096).replace(**changes)
 
 
+def plain(value: Any) -> Any:
+    """A value of a config as JSON has it: tuples become lists, infinity, which JSON lacks, the string "inf"."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return "inf" if value == math.inf else value
+
+
 def check_fields(config: type, fields: dict[str, Any]) -> None:
     """Raise ``ValueError`` for a name that is no field of a dataclass, with the nearest that is one."""
     known = [f.name for f in dataclasses.fields(config)]
@@ -150,6 +216,18 @@ def _whole(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
     if len(values) != count or not all(isinstance(v, int) and v >= 1 for v in values):
         raise ValueError(f"{name}: wanted {count} whole numbers of at least 1, got {values}")
     return values
+
+
+def _tubes(tubes: Sequence[Tube | dict[str, Sequence[int]]]) -> tuple[Tube, ...]:
+    tubes = tuple(tubes)
+    for tube in tubes:
+        if isinstance(tube, dict):
+            check_fields(Tube, tube)
+        elif not isinstance(tube, Tube):
+            raise ValueError(f"tubes: wanted Tube(kernel=, stride=, offset=) each, got {tube!r}")
+    if not tubes:
+        raise ValueError("tubes: wanted at least one, got none")
+    return tuple(Tube(**tube) if isinstance(tube, dict) else tube for tube in tubes)
 
 
 def _channel_values(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:

@@ -14,12 +14,13 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
+from fastvivit.tune import apply
 
 CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text"
 
 
 def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) -> Path:
-    """Write ``model`` to ``folder``: config, weights, and a dual encoder's text config and tokenizer.
+    """Write ``model`` to ``folder``: config, weights, tuning, and a dual encoder's text config and tokenizer.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
 
@@ -47,6 +48,9 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
         config = {"model": "ViViT", "video": model.config.to_dict()}
     else:
         raise ValueError(f"model: wanted a ViViT or a VideoTextModel, got {type(model).__name__}")
+    encoder = model.video if isinstance(model, VideoTextModel) else model
+    if encoder.tuning is not None:
+        config["tuning"] = encoder.tuning
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -55,14 +59,18 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
 def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     """Read a model that ``save_pretrained`` wrote, in eval mode on the CPU.
 
+    An encoder that ``fastvivit.tune`` had tuned is tuned again: the same parameters are frozen.
+
     Raises:
-        ValueError: a folder without a model, an unknown config field, weights that do not fit.
+        ValueError: a folder without a model, an unknown config field or tuning, weights that do not fit.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"folder: wanted {CONFIG} and {WEIGHTS} in it, got {str(folder)!r}")
     config = json.loads((folder / CONFIG).read_text())
     model: ViViT | VideoTextModel = ViViT(ViViTConfig.from_dict(config["video"]))
+    if config.get("tuning") is not None:
+        apply(model, config["tuning"])
     if config["model"] == "VideoTextModel":
         model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
     state = load_file(folder / WEIGHTS)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import fastvivit
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -52,10 +54,46 @@ def test_links_lead_to_files(page):
             assert (page.parent / target).exists(), target
 
 
+def test_every_proof_on_the_papers_page_is_a_test():
+    text = (ROOT / "docs" / "paper.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \| (.*) \| (.*) ?\|$", text, re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, 27))
+    for _, technique, provider, proof in rows:
+        assert proof.strip() or "not built yet" in provider, technique
+        for name, file in re.findall(r"\[(\w+?)\]\(\.\./(\S+?\.py)\)", proof):
+            assert f"def {name}(" in (ROOT / file).read_text(), (name, file)
+        for name in re.findall(r"fv\.([a-z_A-Z.]+)", provider):
+            found = fastvivit
+            for part in name.split("."):
+                found = getattr(found, part)
+
+
+def code_of(heading):
+    """The first block of Python below a heading of the README."""
+    text = (ROOT / "README.md").read_text()
+    return re.search(r"```python\n(.*?)```", text[text.index(f"## {heading}\n") :], re.DOTALL).group(1)
+
+
 @pytest.mark.parametrize("heading", ["An op", "The encoder"])
 def test_code_of_the_readme_runs(heading):
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index(f"## {heading}\n") :]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    code = code_of(heading)
     # The shapes are what is shown, not the size of the model: a tiny one says the same in less time.
     exec(code.replace("ViViTConfig.base(", "ViViTConfig.tiny(depth=1, "), {})
+
+
+def test_an_image_model_becomes_an_encoder_as_the_readme_says(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=224, patch_size=14, **sizes)).eval()
+    model.save_pretrained(tmp_path / "dinov2_small")
+    names = {}
+    exec(code_of("From an image model").replace("dinov2_small", str(tmp_path / "dinov2_small")), names)
+    found = names["encoder"](names["still"]).last_hidden_state
+    wanted = model(names["still"][:, :, 0]).last_hidden_state.repeat(1, 8, 1)
+    assert (found - wanted).abs().max() < 1e-5
+
+
+def test_a_model_is_accelerated_as_the_readme_says():
+    pytest.importorskip("transformers")
+    small = "VivitConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, "
+    exec(code_of("A model you already have").replace("VivitConfig(", small), {})

@@ -24,6 +24,7 @@ def test_example(example, tmp_path):
         "embed_kept_tubelets": "largest difference to Conv3d and index: ",
         "encode_long_clip": "one vector a clip: (3, 192)",
         "train_on_your_clips": "nearest to ",
+        "tune_an_encoder": "merged, largest difference: ",
     }
     assert words[example.stem] in done.stdout
     for line in done.stdout.splitlines():

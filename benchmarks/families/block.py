@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fastvivit.models import ViViTConfig
 from fastvivit.modules.block import Block
 from fastvivit.tokens import Tokens
 
@@ -79,13 +80,13 @@ def _case(options: Options, clips: int) -> Case:
 def _build(options: Options, clips: int) -> Bench:
     tokens, width, heads = _sizes(options)
     torch.manual_seed(0)
-    ours = Block(width, heads, 4 * width, act="gelu", eps=1e-6, qkv_bias=True, drop_path=0.0)
+    ours = Block(ViViTConfig(width=width, heads=heads, ff=4 * width), drop_path=0.0)
     ours = ours.to(options.device, options.dtype)
     plain = Plain(ours).to(options.device, options.dtype)
     generator = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(clips * tokens, width, generator=generator) for _ in range(2))
     x, grad = x.to(options.device, options.dtype), grad.to(options.device, options.dtype)
-    places = Tokens([(1, 1, tokens)] * clips, [tokens] * clips, None, torch.device(options.device))
+    places = Tokens([((1, 1, tokens),)] * clips, [tokens] * clips, None, torch.device(options.device))
     group = places.by_clip
 
     def mine(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,8 +1,9 @@
 """transformers models on fastvivit's ops: what ``fv.accelerate`` puts in, and subclasses that have it already.
 
 ``patches.py`` replaces the forward of single modules and undoes it, ``call.py`` carries ``mask_ratio`` and ``keep``
-from a model's forward to its embeddings and layers, ``embed.py`` and ``attention.py`` are what the modules run
-instead, and each family of models has a file that says where. transformers is imported when something here is used.
+from a model's forward to its embeddings and layers, ``embed.py``, ``attention.py`` and ``layers.py`` are what
+the modules run instead, and each family of models has a file that says where. transformers is imported when something
+here is used.
 """
 
 from __future__ import annotations

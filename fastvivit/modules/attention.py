@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 import fastvivit.functional as F
@@ -28,8 +29,43 @@ class Attention(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, group: Grouping) -> Tensor:
-        """X (M, D) in the order of ``group`` → (M, D)."""
+        """X (M, D) in packed order → (M, D) in packed order."""
+        if group.order is not None:
+            x = F.gather_tokens(x, group.order, distinct=True)
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
         longest = group.max_seqlen
         out = F.varlen_attention(q, k, v, group.cu_seqlens, None, longest, longest, schedule=group.schedule)
-        return self.proj(out.flatten(1))
+        out = self.proj(out.flatten(1))
+        return out if group.order is None else F.gather_tokens(out, group.inverse, distinct=True)
+
+
+class GatedAttention(nn.Module):
+    """``tanh(α) · MSA(LN x)`` over another grouping of the same tokens; α starts at 0, and the branch shut.
+
+    Attention over time behind spatial attention (paper, section 3.1: factorised space-time attention), and
+    between the views of a tube encoder.
+
+    Args:
+        width: D.
+        heads: attention heads.
+        eps: of the LayerNorm.
+        qkv_bias: see ``Attention``.
+        channels: gates, 1 or D.
+    """
+
+    def __init__(self, width: int, heads: int, *, eps: float, qkv_bias: bool, channels: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias)
+        self.gate = nn.Parameter(torch.zeros(channels))
+
+    @torch.no_grad()
+    def copy_(self, norm: nn.LayerNorm, attn: Attention) -> None:
+        """Take over the weights of spatial attention and of its norm, and shut the gate."""
+        self.norm.load_state_dict(norm.state_dict())
+        self.attn.load_state_dict(attn.state_dict())
+        self.gate.zero_()
+
+    def forward(self, x: Tensor, group: Grouping) -> Tensor:
+        """X (M, D) → the branch (M, D), to be added."""
+        return self.gate.tanh() * self.attn(self.norm(x), group)

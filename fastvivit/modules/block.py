@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fastvivit.functional as F
-from fastvivit.modules.attention import Attention
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.adapters import Adapter
+from fastvivit.modules.attention import Attention, GatedAttention
 from fastvivit.modules.mlp import Mlp
 from fastvivit.tokens import Grouping
 
@@ -27,19 +29,55 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + MSA(LN x)``, then ``x + MLP(LN x)``: ViT's; the paper's joint attention adds nothing to it."""
+    """``x + MSA(LN x)``, then ``x + MLP(LN x)``: ViT's; the paper's joint attention adds nothing to it.
 
-    def __init__(
-        self, width: int, heads: int, ff: int, *, act: str, eps: float, qkv_bias: bool, drop_path: float
-    ) -> None:
+    With ``extra`` there is gated attention over a second grouping beside the first: over time in the factorised
+    encoder (paper, section 3.1), between views in the tube encoder. It starts as a copy of the block's own
+    attention, its gate shut, so that the block starts as the one without it.
+
+    An ``adapter`` (``fastvivit.tune.add_adapters``) takes the output of the feed-forward layer, or with
+    ``adapter_position = "residual"`` the block's.
+
+    Args:
+        config: widths, activation, order and gate are its.
+        drop_path: rate.
+        extra: whether there is a second attention.
+    """
+
+    def __init__(self, config: ViViTConfig, drop_path: float, *, extra: bool = False) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps)
-        self.attn = Attention(width, heads, qkv_bias=qkv_bias)
-        self.norm2 = nn.LayerNorm(width, eps)
-        self.mlp = Mlp(width, ff, act)
+        width, heads, options = config.width, config.heads, {"eps": config.eps, "qkv_bias": config.qkv_bias}
+        self.norm1 = nn.LayerNorm(width, config.eps)
+        self.attn = Attention(width, heads, qkv_bias=config.qkv_bias)
+        self.extra, self.extra_first = None, config.order == "time_space"
+        if extra:
+            self.extra = GatedAttention(width, heads, channels=1 if config.gate == "scalar" else width, **options)
+            self.extra.copy_(self.norm1, self.attn)
+        self.norm2 = nn.LayerNorm(width, config.eps)
+        self.mlp = Mlp(width, config.ff, config.act)
         self.drop_path = DropPath(drop_path)
+        self.adapter: Adapter | None = None
+        self.adapter_position = "ffn"
 
-    def forward(self, x: Tensor, group: Grouping, clips: Grouping) -> Tensor:
-        """X (M, D); attention runs within ``group``, branches are dropped by ``clips``."""
-        x = x + self.drop_path(self.attn(self.norm1(x), group), clips.segment, clips.sequences)
-        return x + self.drop_path(self.mlp(self.norm2(x)), clips.segment, clips.sequences)
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters is trainable."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def forward(self, x: Tensor, group: Grouping, clips: Grouping, extra: Grouping | None = None) -> Tensor:
+        """X (M, D); attention runs within ``group`` and ``extra``, branches are dropped by ``clips``."""
+
+        def drop(branch: Tensor) -> Tensor:
+            return self.drop_path(branch, clips.segment, clips.sequences)
+
+        if self.extra is not None and self.extra_first:
+            x = x + drop(self.extra(x, extra))
+        x = x + drop(self.attn(self.norm1(x), group))
+        if self.extra is not None and not self.extra_first:
+            x = x + drop(self.extra(x, extra))
+        branch = self.mlp(self.norm2(x))
+        if self.adapter is None:
+            return x + drop(branch)
+        if self.adapter_position == "residual":
+            return self.adapter(x + drop(branch))
+        return x + drop(self.adapter(branch))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 import fastvivit.functional as F
+from fastvivit.modules.clips import Keep
 from fastvivit.modules.text import TextTower
-from fastvivit.modules.vivit import EncoderOutput, Keep, ViViT
+from fastvivit.modules.vivit import EncoderOutput, ViViT
 
 
 class VideoTextModel(nn.Module):

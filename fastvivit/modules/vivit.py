@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.block import Block
-from fastvivit.modules.embed import PatchEmbed
-from fastvivit.ops.checked_ids import checked_ids
-from fastvivit.ops.tubelet_embed.geometry import grid_of
-from fastvivit.tokens import Grid, Tokens
+from fastvivit.modules.clips import Clips, Keep, in_grid_order
+from fastvivit.modules.cross import AttentionPool
+from fastvivit.modules.embed import PatchEmbed, TubesEmbed
+from fastvivit.tokens import Grid, Tokens, Views
 
-Keep = Tensor | list[Tensor] | None
+# The sequences that a block's attention runs in, by ``ViViTConfig.attention``.
+GROUPS = {"joint": "clip", "frame": "frame", "factorised": "frame", "tubes": "view"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +28,24 @@ class EncoderOutput:
     """What an encoder returns.
 
     Attributes:
-        tokens: (M, D) packed tokens after the final norm, clip after clip, in the order of ``keep``.
+        tokens: (M, D) packed tokens after the final norm, clip after clip, in the order of ``keep``; a CLS token
+            before those it leads. With a CLS token a time slot or a tube they stand sequence after sequence,
+            ids ascending: ``place`` says which is which.
         cu_seqlens: (B + 1,) int32 rows of each clip.
+        place: (M,) int64 grid id of each row, -1 for a CLS token.
         keep: grid ids of the tokens, in the form they were given: (B, K) int64, a list of B tensors, or None
             for all.
-        grid: (T', H', W') of the clips; a list of B where they differ.
-        pooled: (B, D) mean over each clip's tokens, or None without pooling.
+        grid: (T', H', W') of the clips; a list of B where they came as a list. With tubes each is a tuple of
+            grids.
+        pooled: (B, D), as the configuration pools; None without pooling.
         layers: the tokens after each block asked for, before the final norm.
     """
 
     tokens: Tensor
     cu_seqlens: Tensor
+    place: Tensor
     keep: Keep
-    grid: Grid | list[Grid]
+    grid: Grid | Views | list[Grid] | list[Views]
     pooled: Tensor | None
     counts: list[int] = field(repr=False)
     layers: tuple[Tensor, ...] = ()
@@ -56,28 +63,39 @@ class ViViT(nn.Module):
 
     Args:
         config: see ``ViViTConfig``.
+
+    Attributes:
+        imported: the ``ImportReport`` of an encoder made from another library's weights, else None. It is not
+            saved.
+        tuning: how ``fastvivit.tune`` has set it up, as plain JSON values; None where it has not.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
         self.config = config
-        grid = config.grid if config.attention != "frame" else (1, *config.grid[1:])
-        norm = {"mean": config.mean, "std": config.std, "pos_std": config.pos_std}
-        self.embed = PatchEmbed(config.channels, config.width, config.tubelet, grid, **norm)
+        if config.attention == "tubes":
+            self.embed = TubesEmbed(config)
+        else:
+            slots, *places = config.grid
+            grid = (1 if config.attention == "frame" else slots, *places)
+            self.embed = PatchEmbed(config, config.tubelet, grid, time=config.positions == "factorised")
         self.image = None
         if config.images:
-            still = (1, *config.grid[1:])
-            self.image = PatchEmbed(config.channels, config.width, config.tubelet[1:], still, **norm)
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                config.width, config.heads, config.ff, act=config.act, eps=config.eps, drop_path=rate,
-                qkv_bias=config.qkv_bias,
-            )
-            for rate in rates
-        )  # fmt: skip
-        self.norm = nn.LayerNorm(config.width, config.eps)
+            _, h, w = config.tubelet
+            self.image = PatchEmbed(config, (h, w), (1, config.size[0] // h, config.size[1] // w))
+        self.cls = self.cls_pos = None
+        if config.class_token:
+            self.cls = nn.Parameter(torch.zeros(1, config.width))
+            self.cls_pos = nn.Parameter(torch.empty(1, config.width))
+            nn.init.trunc_normal_(self.cls_pos, std=config.pos_std)
+        self.pre_norm = nn.LayerNorm(config.width, config.eps) if config.pre_norm else nn.Identity()
+        extra = config.attention == "factorised" or config.cross_view
+        self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in config.drop_rates)
+        self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
+        self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
         self.checkpointing = False
+        self.tuning: dict[str, Any] | None = None
+        self.imported = None
 
     @property
     def num_features(self) -> int:
@@ -86,7 +104,8 @@ class ViViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".pos")}
+        ends = (".pos", ".pos_time", "cls", "cls_pos", "pool.query")
+        return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep no activations inside blocks while training; they are computed again in the backward."""
@@ -106,11 +125,17 @@ class ViViT(nn.Module):
             ValueError: frames that the tubelet does not divide, an unknown ``how``.
         """
         config = self.config.replace(frames=frames)
-        if self.embed.grid[0] != 1 or config.attention != "frame":
-            pos = F.resize_positions(self.embed.pos, self.embed.grid, config.grid, how=how)
-            self.embed.pos = nn.Parameter(pos.detach().clone(), requires_grad=self.embed.pos.requires_grad)
-            self.embed.grid = config.grid
+        if config.attention == "tubes":
+            for tube, grid in zip(self.embed.tubes, config.views, strict=True):
+                tube.extend(grid, how)
+        elif config.attention != "frame":
+            self.embed.extend(config.grid, how)
         self.config = config
+
+    def to_hf_state_dict(self, layout: str = "memory") -> dict[str, Tensor]:
+        """The video path as a state dict of transformers' ViViT: ``fastvivit.convert.to_hf_state_dict``."""
+        # Loaded when used: the converters stand on this class.
+        return import_module("fastvivit.convert").to_hf_state_dict(self, layout)
 
     def forward(
         self,
@@ -133,7 +158,8 @@ class ViViT(nn.Module):
             keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
                 clip.
             generator: source of randomness for ``mask_ratio``.
-            strategy: "random", "tube" or "frame": what ``mask_ratio`` drops.
+            strategy: "random", "tube" or "frame": what ``mask_ratio`` drops; of tubes "random" only, each tube at
+                the ratio.
             layers: blocks (from 0) whose output is wanted too, in ``EncoderOutput.layers``.
 
         Returns:
@@ -148,140 +174,63 @@ class ViViT(nn.Module):
         for layer in layers:
             if not 0 <= layer < len(self.blocks):
                 raise ValueError(f"layers: wanted blocks in 0..{len(self.blocks) - 1}, got {layer}")
-        clips = _Clips(self, video)
+        clips = Clips(video, self.embed, self.image)
         if mask_ratio:
             keep = clips.draw(mask_ratio, generator, strategy)
-        # Frame-level attention wants a frame's tokens together. Ours are drawn in order; a caller's may not
-        # be.
-        sort = self.config.attention == "frame" and keep is not None and not mask_ratio
-        x, tokens = clips.embed(keep)
+        group_name = GROUPS[self.config.attention]
+        cls = group_name if self.config.class_token else None
+        x, tokens = clips.embed(keep, cls)
         restore = None
-        if sort:
-            x, tokens, restore = _in_grid_order(x, tokens)
-        group = tokens.by_frame if self.config.attention == "frame" else tokens.by_clip
-        found = []
-        for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, group, tokens.by_clip, use_reentrant=False)
-            else:
-                x = block(x, group, tokens.by_clip)
-            if index in layers:
-                found.append(x if restore is None else F.gather_tokens(x, restore, distinct=True))
-        x = self.norm(x)
-        pooled = None
-        if self.config.pool == "mean":
-            pooled, _ = F.segment_mean(x, tokens.by_clip.segment, tokens.clips)
+        if group_name != "clip" and keep is not None and not mask_ratio:
+            # A sequence's tokens have to stand together. Ours are drawn in order; a caller's may not be.
+            x, tokens, restore = in_grid_order(x, tokens)
+        if cls is not None:
+            x = F.scatter_tokens(x, tokens.grid_rows, tokens.rows, fill=(self.cls + self.cls_pos)[0].to(x.dtype))
+            restore = None
+        x, found = self._run(self.pre_norm(x), tokens, layers)
+        pooled = self._pooled(x, tokens)
+        place = tokens.place
         if restore is not None:
-            x = F.gather_tokens(x, restore, distinct=True)
+            x, *found = (F.gather_tokens(rows, restore, distinct=True) for rows in (x, *found))
+            place = place[restore]
         return EncoderOutput(
             tokens=x,
             cu_seqlens=tokens.by_clip.cu_seqlens,
+            place=place,
             keep=keep,
-            grid=clips.grids if clips.listed else clips.grids[0],
+            grid=clips.grid,
             pooled=pooled,
             counts=tokens.counts,
             layers=tuple(found),
         )
 
+    def _run(self, x: Tensor, tokens: Tokens, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Blocks and final norm: the tokens, and those after each block asked for."""
+        group = tokens.grouping(GROUPS[self.config.attention])
+        extra = None
+        if self.config.attention == "factorised":
+            extra = tokens.by_place
+        elif self.config.cross_view:
+            extra = tokens.by_clip
+        found = []
+        for index, block in enumerate(self.blocks):
+            if self.checkpointing and self.training and (x.requires_grad or block.trains):
+                x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
+            else:
+                x = block(x, group, tokens.by_clip, extra)
+            if index in layers:
+                found.append(x)
+        return self.norm(x), found
 
-class _Clips:
-    """A batch as it came: one tensor, or a list of clips that are embedded shape by shape."""
-
-    def __init__(self, model: ViViT, video: Tensor | Sequence[Tensor]) -> None:
-        self.model, self.video = model, video
-        self.listed = not isinstance(video, Tensor)
-        if self.listed:
-            if not video:
-                raise ValueError("video: wanted at least one clip, got an empty list")
-            for i, clip in enumerate(video):
-                if not isinstance(clip, Tensor) or clip.dim() != 4:
-                    got = tuple(clip.shape) if isinstance(clip, Tensor) else type(clip).__name__
-                    raise ValueError(f"video: wanted clips (C, T, H, W) in the list, got {got} at [{i}]")
-            shapes = [tuple(clip.shape[1:]) for clip in video]
-            self.embedder, self.device = model.embed, video[0].device
-        else:
-            if video.dim() not in (4, 5) or video.shape[0] == 0:
-                raise ValueError(f"video: wanted (B, C, T, H, W) or (B, C, H, W) with B > 0, got {tuple(video.shape)}")
-            still = video.dim() == 4
-            if still and model.image is None:
-                raise ValueError(
-                    "video: wanted clips (B, C, T, H, W), got images, and the configuration has images=False"
-                )
-            self.embedder, self.device = model.image if still else model.embed, video.device
-            shapes = [(1, *video.shape[2:]) if still else tuple(video.shape[2:])] * video.shape[0]
-        channels, *kernel = self.embedder.weight.shape[1:]
-        for clip in video if self.listed else (video[0],):
-            if clip.shape[0] != channels:
-                raise ValueError(f"video: wanted {channels} channels, got {clip.shape[0]}")
-        kernel = (1, *kernel) if len(kernel) == 2 else kernel
-        self.shapes = shapes
-        self.grids = [self._grid(shape, kernel) for shape in shapes]
-
-    @staticmethod
-    def _grid(shape: tuple[int, ...], kernel: tuple[int, ...]) -> Grid:
-        for name, length, part in zip(("T", "H", "W"), shape, kernel, strict=True):
-            if length < part or length % part:
-                raise ValueError(f"video: wanted {name} a multiple of the tubelet's {part}, got {length}")
-        return grid_of(shape, kernel, kernel, (0, 0, 0))
-
-    def draw(self, mask_ratio: float, generator, strategy: str) -> Tensor | list[Tensor]:
-        """Ids to keep: (B, K), or a list for a list."""
-        options = {"generator": generator, "strategy": strategy, "device": self.device}
-        if not self.listed:
-            return F.random_keep(len(self.grids), prod(self.grids[0]), mask_ratio, grid=self.grids[0], **options)
-        return [F.random_keep(1, prod(grid), mask_ratio, grid=grid, **options)[0] for grid in self.grids]
-
-    def embed(self, keep: Keep) -> tuple[Tensor, Tokens]:
-        """Rows (M, D), clip after clip in the order of ``keep``, and where they stand."""
-        if self.listed or isinstance(keep, list | tuple):
-            counts = [prod(grid) for grid in self.grids] if keep is None else self._counts(keep)
-            places = None if keep is None else torch.cat(list(keep))
-            return self._embed_shapes(keep), Tokens(self.grids, counts, places, self.device)
-        if keep is not None and (keep.dim() != 2 or keep.shape[0] != len(self.grids)):
-            raise ValueError(f"keep: wanted (B, K) with B = {len(self.grids)}, got shape {tuple(keep.shape)}")
-        x = self.embedder(self.video, keep, self.grids[0])
-        places = None if keep is None else keep.reshape(-1)
-        return x.flatten(0, 1), Tokens(self.grids, [x.shape[1]] * x.shape[0], places, self.device)
-
-    def _counts(self, keep: Sequence[Tensor]) -> list[int]:
-        if not isinstance(keep, list | tuple) or len(keep) != len(self.grids):
-            got = f"{len(keep)} tensors" if isinstance(keep, list | tuple) else type(keep).__name__
-            raise ValueError(f"keep: wanted a list of {len(self.grids)} tensors, one a clip, got {got}")
-        for i, ids in enumerate(keep):
-            if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype != torch.int64:
-                got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-                raise ValueError(f"keep: wanted (K,) int64 ids in the list, got {got} at [{i}]")
-        return [ids.shape[0] for ids in keep]
-
-    def _embed_shapes(self, keep: Sequence[Tensor] | None) -> Tensor:
-        """One embedding a shape; one row move where clips of a shape are not neighbours."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, shape in enumerate(self.shapes):
-            groups.setdefault(shape, []).append(i)
-        parts, came, lengths = [], [], {}
-        for members in groups.values():
-            grid = self.grids[members[0]]
-            total = prod(grid)
-            clips = self.video if not self.listed else torch.stack([self.video[i] for i in members])
-            ids = None
-            if keep is not None:
-                ids = torch.cat([checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)])
-            parts.append(self.embedder(clips, ids, grid).reshape(-1, self.model.num_features))
-            came += members
-            lengths |= {i: total if keep is None else keep[i].shape[0] for i in members}
-        x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if came == sorted(came):
-            return x
-        starts, at = {}, 0
-        for i in came:
-            starts[i], at = at, at + lengths[i]
-        ranges = [torch.arange(starts[i], starts[i] + lengths[i]) for i in sorted(came)]
-        return F.gather_tokens(x, torch.cat(ranges).to(self.device, non_blocking=True), distinct=True)
-
-
-def _in_grid_order(x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens, Tensor]:
-    """Rows and tokens with each clip's ids ascending, and the (M,) rows that undo it."""
-    span = max(prod(grid) for grid in tokens.grids)
-    order = (tokens.by_clip.segment * span + tokens.place).argsort()
-    ascending = Tokens(tokens.grids, tokens.counts, tokens.place[order], tokens.device)
-    return F.gather_tokens(x, order, distinct=True), ascending, order.argsort()
+    def _pooled(self, x: Tensor, tokens: Tokens) -> Tensor | None:
+        """(B, D) of all rows (M, D)."""
+        clip = tokens.by_clip.segment
+        if self.config.pool == "attention":
+            return self.pool(x, tokens.by_clip.cu_seqlens, tokens.by_clip.max_seqlen)
+        if self.config.pool is None:
+            return None
+        if tokens.cls is not None:
+            # Rows that are not asked for go to a segment that nobody reads.
+            wanted = (tokens.place < 0) == (self.config.pool == "cls")
+            clip = torch.where(wanted, clip, tokens.clips)
+        return F.segment_mean(x, clip, tokens.clips + (tokens.cls is not None))[0][: tokens.clips]

@@ -39,10 +39,8 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
 def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
     """The video encoder, without a path for images: runs train on clips, and it would get no gradient."""
     encoder = ViViT(config.replace(images=False))
-    slots, rows, columns = encoder.embed.grid
-    if init.time_std and slots > 1:
-        offsets = torch.randn(slots, 1, config.width) * init.time_std
-        encoder.embed.pos += offsets.expand(-1, rows * columns, -1).reshape(-1, config.width)
+    if init.time_std:
+        encoder.embed.offset_times_(init.time_std)
     return encoder
 
 

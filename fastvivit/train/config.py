@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastvivit.models import ViViTConfig
+from fastvivit.models import ViViTConfig, plain
 
 STAGES = ("contrastive",)
 _STRATEGIES = ("random", "tube", "frame")
@@ -223,7 +223,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; infinity becomes the string "inf", which JSON lacks."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> TrainConfig:
@@ -251,14 +251,6 @@ class TrainConfig:
         from fastvivit.train.reading import read_toml
 
         return cls.from_dict(read_toml(Path(path), overrides))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
-    return "inf" if value == math.inf else value
 
 
 def _named(section: str, name: str) -> str:

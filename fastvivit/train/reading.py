@@ -101,6 +101,8 @@ def _fit(hint: Any, value: Any) -> Any:
             return _MISFIT
         found = tuple(_fit(item, part) for item, part in zip(items, value, strict=True))
         return _MISFIT if _MISFIT in found else found
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return config_from(hint, value, f"{hint.__name__}.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # A bool is an int to Python, and a mistake here.
@@ -121,6 +123,8 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is tuple:
         items = get_args(hint)
         count = "a list" if items[-1] is Ellipsis else f"{len(items)}"
+        if dataclasses.is_dataclass(items[0]):
+            return f"{count} of tables ({', '.join(field.name for field in dataclasses.fields(items[0]))})"
         return f"{count} of {names[items[0]].removeprefix('a ')}s"
     return names[hint]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastvivit.functional as F
+from fastvivit.modules.clips import draw_keep
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.tokens import Views
 from fastvivit.train.config import MaskConfig, TrainConfig
 from fastvivit.train.schedule import learning_rate
 
@@ -19,12 +19,12 @@ class NonFiniteLoss(RuntimeError):
     """The loss or the gradient is NaN or infinite; nothing of that step has been saved."""
 
 
-def draw_masks(seeds: Tensor, grid: Sequence[int], config: MaskConfig) -> Tensor | None:
+def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Tensor | None:
     """Tokens that each clip keeps, from its own seed: the same in any batch, process or resumed run.
 
     Args:
         seeds: (B,) int64, one a clip.
-        grid: (T', H', W') of a clip.
+        views: grids of a clip: one (T', H', W'), or one a tube.
         config: how much to drop, and how.
 
     Returns:
@@ -35,9 +35,7 @@ def draw_masks(seeds: Tensor, grid: Sequence[int], config: MaskConfig) -> Tensor
     rows = []
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(seed)
-        rows.append(
-            F.random_keep(1, math.prod(grid), config.ratio, generator=generator, strategy=config.strategy, grid=grid)
-        )
+        rows.append(draw_keep(1, views, config.ratio, generator=generator, strategy=config.strategy)[0])
     return torch.cat(rows)
 
 
@@ -66,7 +64,7 @@ def train_step(
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    keep = draw_masks(batch["mask_seed"], config.model.grid, config.mask)
+    keep = draw_masks(batch["mask_seed"], config.model.views, config.mask)
     video = batch["video"].to(device, non_blocking=True)
     keep = None if keep is None else keep.to(device, non_blocking=True)
     with autocast(config, device):

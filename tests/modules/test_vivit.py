@@ -219,8 +219,8 @@ def test_bad_configurations_are_errors_that_name_them():
         ({"size": 250}, "size: wanted a multiple of the tubelet's h = 16, got 250"),
         ({"frames": 7}, "frames: wanted a multiple of the tubelet's t = 2, got 7"),
         ({"heads": 5}, "heads: wanted a divisor of width 48, got 5"),
-        ({"attention": "divided"}, "attention: wanted one of 'joint', 'frame', got 'divided'"),
-        ({"pool": "max"}, "pool: wanted one of 'mean', None, got 'max'"),
+        ({"attention": "divided"}, "attention: wanted one of 'joint', 'factorised', 'frame', 'tubes', got 'divided'"),
+        ({"pool": "max"}, "pool: wanted one of 'mean', 'attention', 'cls', None, got 'max'"),
         ({"act": "relu"}, "act: wanted one of 'gelu'"),
         ({"depth": 0}, "depth: wanted a whole number of at least 1, got 0"),
         ({"tubelet": (2, 16)}, "tubelet: wanted 3 whole numbers"),
@@ -252,9 +252,10 @@ def test_no_weight_decay_and_features():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: looks for device synchronisations")
-@pytest.mark.parametrize("attention", ["joint", "frame"])
-def test_no_step_waits_for_the_device(attention):
-    enc = encoder(attention=attention).cuda().train()
+@pytest.mark.parametrize("attention", ["joint", "frame", "factorised"])
+@pytest.mark.parametrize("pool", ["mean", "attention", "cls"])
+def test_no_step_waits_for_the_device(attention, pool):
+    enc = encoder(attention=attention, pool=pool).cuda().train()
     video, keep = clips().cuda(), F.random_keep(2, 64, 0.5, device="cuda")
     ragged = [video[0], video[1][:, :4], video[0]]
     enc(video, keep=keep).pooled.sum().backward()  # compiles the kernels

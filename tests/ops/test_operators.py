@@ -151,6 +151,7 @@ OPERATORS = {
         lambda: (torch.randn(5, 4), torch.randn(5, 8), torch.randn(4, 8), [True] * 3),
     ),
     "checked_ids": ("checked_ids", lambda: (torch.tensor([3, 0]), 4, "keep")),
+    "checked_cu_seqlens": ("checked_cu_seqlens", lambda: (_lengths(3, 0, 2), 6, 4)),
 }
 
 

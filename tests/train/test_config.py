@@ -71,6 +71,26 @@ def test_toml(tmp_path):
     assert config.optimiser == OptimiserConfig(betas=(0.9, 0.98))
 
 
+def test_tubes_are_tables(tmp_path):
+    text = """
+        steps = 2000
+        [model]
+        attention = "tubes"
+        frames = 8
+        cls = true
+        tubes = [{kernel = [4, 8, 8], stride = [4, 16, 16]}, {kernel = [1, 16, 16], stride = [8, 16, 16]}]
+        [data]
+        train = "train.jsonl"
+        heldout = "heldout.jsonl"
+        """
+    model = TrainConfig.from_toml(toml(tmp_path, text)).model
+    assert [tube.kernel for tube in model.tubes] == [(4, 8, 8), (1, 16, 16)] and model.class_token
+    with pytest.raises(ValueError, match="kernels: no such field of Tube"):
+        TrainConfig.from_toml(toml(tmp_path, text.replace("kernel", "kernels")))
+    with pytest.raises(ValueError, match=r"model.tubes: wanted a list of tables \(kernel, stride, offset\)"):
+        TrainConfig.from_toml(toml(tmp_path, text.replace("tubes = [{", "tubes = [3, {")))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(preset):
     assert TrainConfig.from_dict(merged(model={"preset": preset})).model == getattr(ViViTConfig, preset)()

@@ -1,0 +1,274 @@
+"""Models of transformers: imported, or accelerated in place, beside themselves with the same weights and inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import fastvivit as fv
+import fastvivit.functional as F
+
+from ..case import OURS, Bench, Case, Claim, Contestant, Options
+from ..gate import SANE, far_apart
+from ..peers import hf
+from .attention import attention_flops
+
+THEIRS, ACCELERATED, ALL = "transformers", "accelerated in place", "accelerated in place, all tokens"
+LATE = "transformers, same mask after its patch embedding"
+# What two float32 encoders of 12 layers that sum in other orders may differ by, in outputs of size 1.
+WITHIN = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A model of transformers, and how it is called.
+
+    Attributes:
+        make: it, from whether it is to be tiny.
+        shape: of its pixels: (B, T, C, H, W), or (B, C, H, W) for images.
+        tokens: grid tokens of one input.
+        imported: an encoder of ours with its weights, or None where there is no importer.
+        accelerate: whether ``fv.accelerate`` takes it.
+        read: the tokens to compare out of what it returns.
+        call: further arguments.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    tokens: int
+    imported: Callable[[nn.Module], nn.Module] | None = None
+    accelerate: bool = False
+    read: Callable[[nn.Module, object], Tensor] = lambda model, out: out.last_hidden_state
+    call: tuple[tuple[str, object], ...] = ()
+
+    def run(self, model: nn.Module, pixels: Tensor, **more: object) -> Tensor:
+        """Its tokens (B, N, D)."""
+        return self.read(model, model(pixels, **dict(self.call), **more))
+
+    def ours(self, encoder: nn.Module, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Ours, of the same pixels."""
+        video = pixels.transpose(1, 2) if pixels.dim() == 5 else pixels
+        return encoder(video, keep=keep).last_hidden_state
+
+
+def model_cases(options: Options) -> list[Case]:
+    """A forward of every model that is imported or accelerated, and masked training steps of accelerated ones."""
+    if hf.missing():
+        models = {}
+    else:
+        models = _models(options.quick)
+    names = ("ViViT", "VideoMAE") if models else ()
+    return [_forward_case(options, *item) for item in models.items()] + [
+        _step_case(options, name, models[name]) for name in names
+    ]
+
+
+def _models(quick: bool) -> dict[str, _Model]:
+    import transformers as t
+
+    size = 64 if quick else 224
+    wide = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    wide = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2} if quick else wide
+    ff = {"intermediate_size": 4 * wide["hidden_size"]}
+    sdpa = {"attn_implementation": "sdpa"}
+    clips, images = 1, 2 if quick else 8
+    patches, small = (size // 16) ** 2, (size // 14) ** 2 if not quick else (56 // 14) ** 2
+
+    def image_encoder(tubelet: tuple[int, int, int], pixels: int) -> Callable[[nn.Module], nn.Module]:
+        config = fv.ViViTConfig(frames=tubelet[0], size=pixels, tubelet=tubelet, attention="frame", pool=None)
+        return lambda model: fv.from_image_vit(model, config)
+
+    def post_norm(model: nn.Module, out) -> Tensor:
+        return dict(model.named_modules())["post_layernorm"](out.last_hidden_state)
+
+    return {
+        "ViViT": _Model(
+            make=lambda: t.VivitModel(
+                t.VivitConfig(image_size=size, num_frames=8 if quick else 32, **wide, **ff, **sdpa),
+                add_pooling_layer=False,
+            ),
+            shape=(clips, 8 if quick else 32, 3, size, size),
+            tokens=(4 if quick else 16) * patches,
+            imported=fv.from_hf_vivit,
+            accelerate=True,
+        ),
+        "VideoMAE": _Model(
+            make=lambda: t.VideoMAEModel(
+                t.VideoMAEConfig(image_size=size, use_mean_pooling=False, **wide, **ff, **sdpa)
+            ),
+            shape=(clips, 16, 3, size, size),
+            tokens=8 * patches,
+            imported=fv.from_hf_videomae,
+            accelerate=True,
+        ),
+        "TimeSformer": _Model(
+            make=lambda: t.TimesformerModel(t.TimesformerConfig(image_size=size, **wide, **ff)),
+            shape=(clips, 8, 3, size, size),
+            tokens=8 * patches,
+            accelerate=True,
+        ),
+        "V-JEPA 2": _Model(
+            make=lambda: t.VJEPA2Model(
+                t.VJEPA2Config(
+                    crop_size=size, frames_per_clip=16, pred_num_hidden_layers=1, pred_hidden_size=48, **wide, **sdpa
+                )
+            ),
+            shape=(clips, 16, 3, size, size),
+            tokens=8 * patches,
+            accelerate=True,
+            call=(("skip_predictor", True),),
+        ),
+        "ViT": _Model(
+            make=lambda: t.ViTModel(t.ViTConfig(image_size=size, **wide, **ff, **sdpa), add_pooling_layer=False),
+            shape=(images, 3, size, size),
+            tokens=patches,
+            imported=image_encoder((1, 16, 16), size),
+        ),
+        "DINOv2": _Model(
+            make=lambda: t.Dinov2Model(t.Dinov2Config(image_size=56 if quick else 518, **wide, **sdpa)),
+            shape=(images, 3, 56, 56) if quick else (images, 3, size, size),
+            tokens=small,
+            imported=image_encoder((1, 14, 14), 56 if quick else size),
+        ),
+        "CLIP": _Model(
+            make=lambda: t.CLIPVisionModel(t.CLIPVisionConfig(image_size=size, patch_size=16, **wide, **ff, **sdpa)),
+            shape=(images, 3, size, size),
+            tokens=patches,
+            imported=image_encoder((1, 16, 16), size),
+            read=post_norm,
+        ),
+    }
+
+
+def _flops(model: _Model, options: Options, kept: int, direction: str) -> int:
+    """Matrix products of the blocks; the patch product is a hundredth of them, and left out."""
+    width, depth, heads = (64, 2, 2) if options.quick else (768, 12, 12)
+    rows = model.shape[0] * kept
+    linear = 2 * rows * depth * 12 * width**2
+    attention = depth * attention_flops([kept] * model.shape[0], heads, width // heads, direction)
+    return attention + (3 * linear if direction == "forward + backward" else linear)
+
+
+def _pair(model: _Model, options: Options) -> tuple[nn.Module, Tensor]:
+    """The model as transformers makes it, and pixels."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(model.shape, generator=generator).to(options.device, options.dtype)
+    return model.make().eval().to(options.device, options.dtype), pixels
+
+
+def _forward_case(options: Options, name: str, model: _Model) -> Case:
+    clips = "x".join(map(str, model.shape))
+
+    def build() -> Bench:
+        theirs, pixels = _pair(model, options)
+        calls = {THEIRS: lambda: model.run(theirs, pixels)}
+        if model.accelerate:
+            fast = fv.accelerate(copy.deepcopy(theirs))
+            calls[ACCELERATED] = lambda: model.run(fast, pixels)
+        if model.imported is not None:
+            encoder = model.imported(theirs).eval().to(options.device, options.dtype)
+            calls[OURS] = lambda: model.ours(encoder, pixels)
+        else:
+            calls[OURS] = calls.pop(ACCELERATED)
+        contestants = {key: Contestant(call=_quietly(calls[key])) for key in (OURS, *(k for k in calls if k != OURS))}
+        return Bench(contestants=contestants, gate=lambda: _same_outputs(contestants))
+
+    return Case(
+        name=f"models/{name} forward",
+        layer=f"transformers {name} at the sizes of ViT-B, pixels {clips}, {model.tokens} tokens each",
+        counts="forward without gradients, from float pixels; " + ("imported" if model.imported else "accelerated"),
+        flops=_flops(model, options, model.tokens, "forward"),
+        bytes=0,
+        build=build,
+        claims=(
+            Claim(text="not slower than transformers", peers=(THEIRS,), at_least=1.0),
+            *(
+                (Claim(text="not slower than transformers", who=ACCELERATED, peers=(THEIRS,), at_least=1.0),)
+                if model.accelerate and model.imported
+                else ()
+            ),
+        ),
+        seconds=20.0,
+        min_rounds=3,
+        clock="wall",
+        facts={"model": name, "direction": "forward"},
+    )
+
+
+def _step_case(options: Options, name: str, model: _Model) -> Case:
+    kept = model.tokens // 4
+    keep = F.random_keep(model.shape[0], model.tokens, 0.75, generator=torch.Generator().manual_seed(0))
+
+    def contestant(who: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+        net, pixels = _pair(model, options)
+        ids = keep.to(options.device)
+        if who in (OURS, ALL):
+            fv.accelerate(net)
+        more = {"keep": ids} if who == OURS else {}
+        if who == LATE:
+            more = {"bool_masked_pos": hf.masked(ids, model.tokens)}
+        return net, lambda: model.run(net, pixels, **more)
+
+    def build() -> Bench:
+        names = (OURS, THEIRS, ALL, *((LATE,) if name == "VideoMAE" else ()))
+        made = {who: contestant(who) for who in names}
+        contestants = {who: Contestant(call=_step(*made[who])) for who in names}
+        net, pixels = _pair(model, options)
+        alone = model.imported(net).eval().to(options.device, options.dtype)
+        gated = {
+            OURS: Contestant(call=_quietly(made[OURS][1])),
+            THEIRS: Contestant(call=_quietly(lambda: model.ours(alone, pixels, keep.to(options.device)))),
+        }
+        return Bench(contestants=contestants, gate=lambda: _same_outputs(gated))
+
+    return Case(
+        name=f"models/{name} training step, 75 % masked",
+        layer=f"transformers {name} at the sizes of ViT-B, {kept} of {model.tokens} tokens, by fv.accelerate",
+        counts="forward, mean-pool loss, backward; no optimiser",
+        flops=_flops(model, options, kept, "forward + backward"),
+        bytes=0,
+        build=build,
+        claims=(Claim(text="at least 4 x as fast as the same model's full step", peers=(THEIRS, ALL), at_least=4.0),),
+        seconds=40.0,
+        min_rounds=2,
+        clock="wall",
+        facts={"model": name, "mask": 75, "direction": "forward + backward"},
+        peak={} if options.gpu else {who: (lambda who=who: _step(*contestant(who))) for who in (OURS, THEIRS)},
+    )
+
+
+def _quietly(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def _step(model: nn.Module, features: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = features().mean(1).square().mean()
+            loss.backward()
+        return loss.detach()
+
+    return call
+
+
+def _same_outputs(contestants: dict[str, Contestant]) -> str | None:
+    """All outputs against those of transformers."""
+    wanted = contestants[THEIRS].call()
+    for name, contestant in contestants.items():
+        found = contestant.call()
+        wrong = far_apart(found, wanted, SANE[found.dtype])
+        if not wrong and found.dtype == torch.float32 and not (found - wanted).abs().max() <= WITHIN:
+            wrong = f"largest difference {(found - wanted).abs().max():.1e}, wanted at most {WITHIN:.0e}"
+        if wrong:
+            return f"{name}: {wrong}"
+    return None
