@@ -93,7 +93,9 @@ def _dropped(count: int, ratio: float) -> int:
 
 
 def _choose(batch: int, pool: int, kept: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    noise = torch.rand(batch, pool, generator=generator, device=device)
+    # torch.compile can't trace a size that varies beside a generator, even None.
+    source = {} if generator is None else {"generator": generator}
+    noise = torch.rand(batch, pool, device=device, **source)
     return noise.argsort(1)[:, :kept].sort(1).values
 
 

@@ -75,7 +75,9 @@ class Call:
 
 
 class _Here(threading.local):
-    call: Call | None = None
+    def __init__(self) -> None:
+        # In each thread's own dict from the start: torch.compile guards on what it holds before the first call.
+        self.call: Call | None = None
 
 
 _here = _Here()
