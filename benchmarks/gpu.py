@@ -93,7 +93,8 @@ def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = 
 def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[Step]:
     run = [*module, "benchmarks.run"]
     if dry:
-        words = ("embed/", "attention/", "rows/", "block/") if stage == "bench" else ("overhead/", "encoder/", "models/")
+        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "models/")
+        words = kernels if stage == "bench" else models
         return [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
     kept = ["--save", *save]
     sweep = [*module, "benchmarks.sweep", "--models", "B", "--frames", "16", "128", "--masks", "0", "75"]
