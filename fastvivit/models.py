@@ -41,7 +41,7 @@ class ViViTConfig:
             then, behind a gate that starts closed, those of a place over time. "tubes": those of a tube, with
             tubelets as ``tubes`` says (TubeViT).
         pool: "mean" over a clip's grid tokens; "attention", a learned query over all of its tokens; "cls", its
-            CLS token (the mean of them where it has several); or None.
+            CLS token, or the mean of those of the slots or tubes of which something was kept; or None.
         cls: whether a CLS token leads every attention sequence: one a clip, with "frame" and "factorised" one
             a time slot, with "tubes" one a tube. None: where ``pool`` is "cls".
         pre_norm: a LayerNorm before the first block, as CLIP has.

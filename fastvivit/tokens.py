@@ -89,7 +89,7 @@ class Tokens:
     @property
     def ids(self) -> Tensor:
         """(m,) int64 grid id of each kept token."""
-        if self._ids is None and len(set(self.kept)) == 1:
+        if self._ids is None and _equal(self.kept):
             self._ids = torch.arange(self.kept[0], device=self.device).repeat(self.clips)
         elif self._ids is None:
             self._ids = torch.cat([torch.arange(n, device=self.device) for n in self.kept])
@@ -196,7 +196,7 @@ class Tokens:
 
     def _offsets(self, lengths: Sequence[int]) -> Tensor:
         """(len + 1,) int32 running sum of lengths known on the host; equal ones are made on the device."""
-        if len(set(lengths)) == 1:
+        if _equal(lengths):
             return torch.arange(len(lengths) + 1, dtype=torch.int32, device=self.device) * lengths[0]
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return ends.to(self.device, non_blocking=True)
@@ -210,13 +210,18 @@ class Tokens:
 def _spread(values: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
     """(sum of counts,) int64: for each row the value of its clip."""
     values, rows = list(values), sum(counts)
-    if len(set(values)) == 1:
+    if _equal(values):
         return torch.full((rows,), values[0], dtype=torch.int64, device=device)
     table = torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-    if len(set(counts)) == 1:
+    if _equal(counts):
         return table.unsqueeze(1).expand(-1, counts[0]).reshape(-1)
     repeats = torch.tensor(counts).to(device, non_blocking=True)
     return table.repeat_interleave(repeats, output_size=rows)
+
+
+def _equal(values: Sequence[int]) -> bool:
+    """Whether there are some and all are the same. Not by a set: hashing a length pins a compiled graph to it."""
+    return len(values) > 0 and all(value == values[0] for value in values[1:])
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,10 @@ class _Model:
         tokens: grid tokens of one input.
         imported: an encoder of ours with its weights, or None where there is no importer.
         accelerate: whether ``fv.accelerate`` takes it.
-        read: the tokens to compare out of what it returns.
+        read: makes of the model what takes the tokens to compare out of its output.
         call: further arguments.
+        linear: parameters of a layer's products, in squares of the width.
+        sequences: (how many, of what length) attention runs over in a layer, for one input; None is once over all.
     """
 
     make: Callable[[], nn.Module]
@@ -43,12 +46,15 @@ class _Model:
     tokens: int
     imported: Callable[[nn.Module], nn.Module] | None = None
     accelerate: bool = False
-    read: Callable[[nn.Module, object], Tensor] = lambda model, out: out.last_hidden_state
+    read: Callable[[nn.Module], Callable[[object], Tensor]] = lambda model: attrgetter("last_hidden_state")
     call: tuple[tuple[str, object], ...] = ()
+    linear: int = 12
+    sequences: tuple[tuple[int, int], ...] | None = None
 
-    def run(self, model: nn.Module, pixels: Tensor, **more: object) -> Tensor:
-        """Its tokens (B, N, D)."""
-        return self.read(model, model(pixels, **dict(self.call), **more))
+    def runner(self, model: nn.Module, pixels: Tensor, **more: object) -> Callable[[], Tensor]:
+        """A call that returns its tokens (B, N, D)."""
+        read, named = self.read(model), dict(self.call) | more
+        return lambda: read(model(pixels, **named))
 
     def ours(self, encoder: nn.Module, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Ours, of the same pixels."""
@@ -84,8 +90,9 @@ def _models(quick: bool) -> dict[str, _Model]:
         config = fv.ViViTConfig(frames=tubelet[0], size=pixels, tubelet=tubelet, attention="frame", pool=None)
         return lambda model: fv.from_image_vit(model, config)
 
-    def post_norm(model: nn.Module, out) -> Tensor:
-        return dict(model.named_modules())["post_layernorm"](out.last_hidden_state)
+    def post_norm(model: nn.Module) -> Callable[[object], Tensor]:
+        norm = next(module for name, module in model.named_modules() if name.endswith("post_layernorm"))
+        return lambda out: norm(out.last_hidden_state)
 
     return {
         "ViViT": _Model(
@@ -112,6 +119,9 @@ def _models(quick: bool) -> dict[str, _Model]:
             shape=(clips, 8, 3, size, size),
             tokens=8 * patches,
             accelerate=True,
+            # Attention over time, with an output layer of its own, then within frames, a CLS in each.
+            linear=17,
+            sequences=((patches, 8), (8, patches + 1)),
         ),
         "V-JEPA 2": _Model(
             make=lambda: t.VJEPA2Model(
@@ -149,18 +159,22 @@ def _models(quick: bool) -> dict[str, _Model]:
 def _flops(model: _Model, options: Options, kept: int, direction: str) -> int:
     """Matrix products of the blocks; the patch product is a hundredth of them, and left out."""
     width, depth, heads = (64, 2, 2) if options.quick else (768, 12, 12)
-    rows = model.shape[0] * kept
-    linear = 2 * rows * depth * 12 * width**2
-    attention = depth * attention_flops([kept] * model.shape[0], heads, width // heads, direction)
+    lengths = [length for count, length in model.sequences or ((1, kept),) for _ in range(count)] * model.shape[0]
+    linear = 2 * model.shape[0] * kept * depth * model.linear * width**2
+    attention = depth * attention_flops(lengths, heads, width // heads, direction)
     return attention + (3 * linear if direction == "forward + backward" else linear)
 
 
 def _pair(model: _Model, options: Options) -> tuple[nn.Module, Tensor]:
-    """The model as transformers makes it, and pixels."""
+    """The model as transformers makes it, but with what is zero drawn: nothing is left out unseen. And pixels."""
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(model.shape, generator=generator).to(options.device, options.dtype)
-    return model.make().eval().to(options.device, options.dtype), pixels
+    net = model.make().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02)
+    pixels = torch.randn(model.shape, generator=torch.Generator().manual_seed(0))
+    return net.to(options.device, options.dtype), pixels.to(options.device, options.dtype)
 
 
 def _forward_case(options: Options, name: str, model: _Model) -> Case:
@@ -170,18 +184,20 @@ def _forward_case(options: Options, name: str, model: _Model) -> Case:
         if hf.missing():
             return _absent()
         theirs, pixels = _pair(model, options)
-        calls = {THEIRS: lambda: model.run(theirs, pixels)}
+        calls = {THEIRS: model.runner(theirs, pixels)}
         if model.accelerate:
-            fast = fv.accelerate(copy.deepcopy(theirs))
-            calls[ACCELERATED] = lambda: model.run(fast, pixels)
+            calls[ACCELERATED] = model.runner(fv.accelerate(copy.deepcopy(theirs)), pixels)
         if model.imported is not None:
             encoder = model.imported(theirs).eval().to(options.device, options.dtype)
             calls[OURS] = lambda: model.ours(encoder, pixels)
         else:
             calls[OURS] = calls.pop(ACCELERATED)
-        contestants = {key: Contestant(call=_quietly(calls[key])) for key in (OURS, *(k for k in calls if k != OURS))}
-        return Bench(contestants=contestants, gate=lambda: _same_outputs(contestants))
+        names = (OURS, *(who for who in calls if who != OURS))
+        contestants = {who: Contestant(call=_quietly(calls[who])) for who in names}
+        return Bench(contestants=contestants, gate=lambda: _same_outputs(contestants, THEIRS))
 
+    accelerated = (ACCELERATED,) if model.accelerate and model.imported else ()
+    text = "not slower than transformers"
     return Case(
         name=f"models/{name} forward",
         layer=f"transformers {name} at the sizes of ViT-B, pixels {clips}, {model.tokens} tokens each",
@@ -189,14 +205,7 @@ def _forward_case(options: Options, name: str, model: _Model) -> Case:
         flops=_flops(model, options, model.tokens, "forward"),
         bytes=0,
         build=build,
-        claims=(
-            Claim(text="not slower than transformers", peers=(THEIRS,), at_least=1.0),
-            *(
-                (Claim(text="not slower than transformers", who=ACCELERATED, peers=(THEIRS,), at_least=1.0),)
-                if model.accelerate and model.imported
-                else ()
-            ),
-        ),
+        claims=tuple(Claim(text=text, who=who, peers=(THEIRS,), at_least=1.0) for who in (OURS, *accelerated)),
         seconds=20.0,
         min_rounds=3,
         clock="wall",
@@ -207,30 +216,37 @@ def _forward_case(options: Options, name: str, model: _Model) -> Case:
 def _step_case(options: Options, name: str, model: _Model) -> Case:
     kept = model.tokens // 4
     keep = F.random_keep(model.shape[0], model.tokens, 0.75, generator=torch.Generator().manual_seed(0))
+    full = _flops(model, options, model.tokens, "forward + backward")
 
     def contestant(who: str) -> tuple[nn.Module, Callable[[], Tensor]]:
         net, pixels = _pair(model, options)
         ids = keep.to(options.device)
+        if who == LATE:
+            return net, lambda: hf.late(net, pixels, ids)
         if who in (OURS, ALL):
             fv.accelerate(net)
-        more = {"keep": ids} if who == OURS else {}
-        if who == LATE:
-            more = {"bool_masked_pos": hf.masked(ids, model.tokens)}
-        return net, lambda: model.run(net, pixels, **more)
+        return net, model.runner(net, pixels, **({"keep": ids} if who == OURS else {}))
 
     def build() -> Bench:
         if hf.missing():
             return _absent()
-        names = (OURS, THEIRS, ALL, *((LATE,) if name == "VideoMAE" else ()))
-        made = {who: contestant(who) for who in names}
-        contestants = {who: Contestant(call=_step(*made[who])) for who in names}
-        net, pixels = _pair(model, options)
-        alone = model.imported(net).eval().to(options.device, options.dtype)
-        gated = {
-            OURS: Contestant(call=_quietly(made[OURS][1])),
-            THEIRS: Contestant(call=_quietly(lambda: model.ours(alone, pixels, keep.to(options.device)))),
+        made = {who: contestant(who) for who in (OURS, THEIRS, ALL, LATE)}
+        works = {THEIRS: full, ALL: full}
+        contestants = {
+            who: Contestant(call=_step(*made[who]), same=who in (OURS, LATE), flops=works.get(who)) for who in made
         }
-        return Bench(contestants=contestants, gate=lambda: _same_outputs(gated))
+        features = {who: Contestant(call=_quietly(made[who][1])) for who in made}
+
+        def gate() -> str | None:
+            pairs = ((OURS, LATE), (ALL, THEIRS))
+            wrong = (
+                _same_outputs({who: features[who] for who in pair}, pair[1])
+                or _same_gradients(contestants, {who: made[who][0] for who in pair}, *pair)
+                for pair in pairs
+            )
+            return next(filter(None, wrong), None)
+
+        return Bench(contestants=contestants, gate=gate)
 
     return Case(
         name=f"models/{name} training step, 75 % masked",
@@ -272,9 +288,9 @@ def _step(model: nn.Module, features: Callable[[], Tensor]) -> Callable[[], Tens
     return call
 
 
-def _same_outputs(contestants: dict[str, Contestant]) -> str | None:
-    """All outputs against those of transformers."""
-    wanted = contestants[THEIRS].call()
+def _same_outputs(contestants: dict[str, Contestant], reference: str) -> str | None:
+    """All outputs against those of one of them."""
+    wanted = contestants[reference].call()
     for name, contestant in contestants.items():
         found = contestant.call()
         wrong = far_apart(found, wanted, SANE[found.dtype])
@@ -282,4 +298,25 @@ def _same_outputs(contestants: dict[str, Contestant]) -> str | None:
             wrong = f"largest difference {(found - wanted).abs().max():.1e}, wanted at most {WITHIN:.0e}"
         if wrong:
             return f"{name}: {wrong}"
+    return None
+
+
+def _same_gradients(
+    contestants: dict[str, Contestant], models: dict[str, nn.Module], who: str, reference: str
+) -> str | None:
+    """Every gradient of a step against that of the same model's own step."""
+    grads = {}
+    for name in (who, reference):
+        contestants[name].call()
+        grads[name] = {key: p.grad.double() for key, p in models[name].named_parameters() if p.grad is not None}
+    found, wanted = grads[who], grads[reference]
+    if found.keys() != wanted.keys():
+        return f"{who}: gradients of {sorted(found.keys() ^ wanted.keys())[:3]}, wanted those of {reference}"
+    # A key's bias has no effect, and its gradient is rounding: small ones are held against the largest.
+    largest = max(grad.square().mean().sqrt() for grad in wanted.values())
+    for key, grad in wanted.items():
+        error = (found[key] - grad).square().mean().sqrt()
+        limit = SANE[next(models[who].parameters()).dtype]
+        if not error <= limit * max(grad.square().mean().sqrt(), 1e-3 * largest):
+            return f"{who}: gradient of {key}: RMS error {error:.1e} of {grad.square().mean().sqrt():.1e}"
     return None

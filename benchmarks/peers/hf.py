@@ -64,6 +64,18 @@ def masked(keep: Tensor, tokens: int) -> Tensor:
     return torch.ones(keep.shape[0], tokens, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
 
 
+def late(model: nn.Module, pixels: Tensor, keep: Tensor) -> Tensor:
+    """A ViViT's or VideoMAE's tokens (B, K, D), by its own layers on those of its embeddings that are kept."""
+    if not hasattr(model.embeddings, "cls_token"):
+        return model(pixels, masked(keep, model.embeddings.num_patches)).last_hidden_state
+    x = model.embeddings(pixels)
+    x = torch.cat([x[:, :1], x[:, 1:].gather(1, keep.unsqueeze(2).expand(-1, -1, x.shape[2]))], 1)
+    for layer in model.layers if hasattr(model, "layers") else model.encoder.layer:
+        x = layer(x)
+        x = x[0] if isinstance(x, tuple) else x
+    return model.layernorm(x)
+
+
 @torch.no_grad()
 def copy_weights(theirs: nn.Module, ours: ViViT) -> None:
     """Give ``ours`` the weights of a ``VideoMAEModel``, so that both compute the same function."""

@@ -68,4 +68,6 @@ class GatedAttention(nn.Module):
 
     def forward(self, x: Tensor, group: Grouping) -> Tensor:
         """X (M, D) → the branch (M, D), to be added."""
-        return self.gate.tanh() * self.attn(self.norm(x), group)
+        branch = self.attn(self.norm(x), group)
+        # Under autocast a float32 gate would widen the branch, and with it every row after it.
+        return self.gate.tanh().to(branch.dtype) * branch

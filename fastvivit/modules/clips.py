@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -13,7 +14,25 @@ from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.ops.checked_ids import checked_ids
 from fastvivit.tokens import Tokens, Views
 
-Keep = Tensor | list[Tensor] | None
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Ids as ``draw_keep`` draws them, which spares the encoder from sorting them and from looking at them.
+
+    Attributes:
+        ids: (B, K) int64, ascending in each clip.
+        split: kept tokens of each grid of a clip, the same for all clips.
+    """
+
+    ids: Tensor
+    split: tuple[int, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Kept:
+        """The same on another device."""
+        return Kept(self.ids.to(device, non_blocking=non_blocking), self.split)
+
+
+Keep = Tensor | list[Tensor] | Kept | None
 
 
 def draw_keep(
@@ -24,11 +43,8 @@ def draw_keep(
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
     strategy: str = "random",
-) -> tuple[Tensor, list[int]]:
-    """``F.random_keep`` on the grids of a clip; tubes are masked one by one, each at the ratio.
-
-    Returns:
-        (B, K) int64 ids that count through the grids in turn, ascending, and the kept tokens of each grid.
+) -> Kept:
+    """``F.random_keep`` on the grids of a clip; ids count through them in turn. Tubes are masked one by one.
 
     Raises:
         ValueError: as ``F.random_keep``, and tubes with another strategy than "random".
@@ -42,7 +58,8 @@ def draw_keep(
         )
         parts.append(ids + start if start else ids)
         start += prod(grid)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), [part.shape[1] for part in parts]
+    ids = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return Kept(ids, tuple(part.shape[1] for part in parts))
 
 
 class Clips:
@@ -62,7 +79,6 @@ class Clips:
         self, video: Tensor | Sequence[Tensor], embed: PatchEmbed | TubesEmbed, image: PatchEmbed | None
     ) -> None:
         self.video, self.listed = video, not isinstance(video, Tensor)
-        self.split: list[list[int]] | None = None
         if self.listed:
             if not video:
                 raise ValueError("video: wanted at least one clip, got an empty list")
@@ -94,41 +110,41 @@ class Clips:
         grids = [views if isinstance(self.embedder, TubesEmbed) else views[0] for views in self.views]
         return grids if self.listed else grids[0]
 
-    def draw(self, mask_ratio: float, generator: torch.Generator | None, strategy: str) -> Tensor | list[Tensor]:
-        """Ids to keep: (B, K), or a list for a list."""
-        runs = [(self.views[0], len(self.views))] if not self.listed else [(views, 1) for views in self.views]
-        keep, self.split = [], []
-        for views, batch in runs:
-            ids, split = draw_keep(batch, views, mask_ratio, generator=generator, device=self.device, strategy=strategy)
-            keep.append(ids)
-            self.split += [split] * batch
-        return [ids[0] for ids in keep] if self.listed else keep[0]
+    def draw(self, mask_ratio: float, generator: torch.Generator | None, strategy: str) -> Kept | list[Kept]:
+        """Ids to keep, of the batch, or one by one of a list."""
+        runs = [(views, 1) for views in self.views] if self.listed else [(self.views[0], len(self.views))]
+        options = {"generator": generator, "device": self.device, "strategy": strategy}
+        drawn = [draw_keep(batch, views, mask_ratio, **options) for views, batch in runs]
+        return drawn if self.listed else drawn[0]
 
-    def embed(self, keep: Keep, cls: str | None) -> tuple[Tensor, Tokens]:
+    def embed(self, keep: Keep | list[Kept], cls: str | None) -> tuple[Tensor, Tokens]:
         """Rows (m, D) of the kept grid tokens, clip after clip in the order of ``keep``, and where they stand.
 
         Args:
             keep: ids, as the caller gave them or ``draw`` drew them.
             cls: which sequences will have a CLS token.
         """
-        ragged = self.listed or isinstance(keep, list | tuple)
-        counts = self.sizes if keep is None else self._counts(keep, ragged)
-        ids = None
+        split: list[tuple[int, ...]] | None = None
+        if isinstance(keep, Kept):
+            keep, split = keep.ids, [keep.split] * len(self.views)
+        elif isinstance(keep, list) and keep and isinstance(keep[0], Kept):
+            keep, split = [one.ids[0] for one in keep], [one.split for one in keep]
+        counts, ids = self.sizes, None
         if keep is not None:
-            ids = torch.cat(list(keep)) if ragged else keep.reshape(-1)
-        split = self.split is not None or isinstance(self.embedder, PatchEmbed)
-        if ragged or not (split or keep is None):
-            x = self._embed_shapes(keep if keep is None or ragged else keep.unbind())
+            counts = self._counts(keep)
+            ids = keep.reshape(-1) if isinstance(keep, Tensor) else torch.cat(list(keep))
+        together = not self.listed and (keep is None or isinstance(keep, Tensor))
+        if together and (keep is None or split or isinstance(self.embedder, PatchEmbed)):
+            x = self.embedder(self.video, keep, self.views[0], split and split[0]).flatten(0, 1)
         else:
-            x = self.embedder(self.video, keep, self.views[0], self.split and self.split[0]).flatten(0, 1)
+            x = self._embed_shapes(keep.unbind() if isinstance(keep, Tensor) else keep, split)
         return x, Tokens(self.views, counts, ids, self.device, cls=cls)
 
-    def _counts(self, keep: Keep, ragged: bool) -> list[int]:
+    def _counts(self, keep: Tensor | list[Tensor]) -> list[int]:
         batch = len(self.views)
-        if not ragged:
-            if not isinstance(keep, Tensor) or keep.dim() != 2 or keep.shape[0] != batch:
-                got = tuple(keep.shape) if isinstance(keep, Tensor) else type(keep).__name__
-                raise ValueError(f"keep: wanted (B, K) with B = {batch}, got {got}")
+        if isinstance(keep, Tensor):
+            if keep.dim() != 2 or keep.shape[0] != batch:
+                raise ValueError(f"keep: wanted (B, K) with B = {batch}, got shape {tuple(keep.shape)}")
             return [keep.shape[1]] * batch
         if not isinstance(keep, list | tuple) or len(keep) != batch:
             got = f"{len(keep)} tensors" if isinstance(keep, list | tuple) else type(keep).__name__
@@ -139,22 +155,23 @@ class Clips:
                 raise ValueError(f"keep: wanted (K,) int64 ids in the list, got {got} at [{i}]")
         return [ids.shape[0] for ids in keep]
 
-    def _embed_shapes(self, keep: Sequence[Tensor] | None) -> Tensor:
-        """One embedding a shape; one row move where clips of a shape are not neighbours."""
-        groups: dict[tuple[int, ...], list[int]] = {}
+    def _embed_shapes(self, keep: Sequence[Tensor] | None, split: Sequence[tuple[int, ...]] | None) -> Tensor:
+        """One embedding a shape and dtype; one row move where clips of a kind are not neighbours."""
+        groups: dict[tuple, list[int]] = {}
         for i, shape in enumerate(self.shapes):
-            groups.setdefault(shape, []).append(i)
+            groups.setdefault((shape, self.video[i].dtype), []).append(i)
         parts, came, lengths = [], [], {}
         for members in groups.values():
             first, total = members[0], self.sizes[members[0]]
             clips = self.video if not self.listed else torch.stack([self.video[i] for i in members])
-            split = self.split and self.split[first]
             ids = None
-            if keep is not None and split:
+            if keep is not None and split is not None:
                 ids = torch.stack([keep[i] for i in members])
             elif keep is not None:
-                ids = torch.cat([checked_ids(keep[i], total, "keep") + n * total for n, i in enumerate(members)])
-            x = self.embedder(clips, ids, self.views[first], split)
+                checked = [checked_ids(keep[i], total, "keep") for i in members]
+                # A bad id, -1 on a GPU, has to stay one.
+                ids = torch.cat([torch.where(own < 0, own, own + n * total) for n, own in enumerate(checked)])
+            x = self.embedder(clips, ids, self.views[first], split and split[first])
             parts.append(x.reshape(-1, x.shape[-1]))
             came += members
             lengths |= {i: total if keep is None else keep[i].shape[0] for i in members}
@@ -172,6 +189,7 @@ def in_grid_order(x: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens, Tensor]:
     """Rows (m, D) of grid tokens with each clip's ids ascending, and the (m,) rows that undo it."""
     plain = Tokens(tokens.views, tokens.kept, tokens.ids, tokens.device)
     span = max(sum(map(prod, views)) for views in tokens.views)
-    order = (plain.by_clip.segment * span + tokens.ids).argsort()
+    # Clamped: an id out of range, which is NaN on a GPU, must not move its row to another clip.
+    order = (plain.by_clip.segment * span + tokens.ids.clamp(0, span - 1)).argsort()
     ascending = Tokens(tokens.views, tokens.kept, tokens.ids[order], tokens.device, cls=tokens.cls)
     return F.gather_tokens(x, order, distinct=True), ascending, order.argsort()

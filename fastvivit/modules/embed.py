@@ -22,24 +22,33 @@ class PatchEmbed(nn.Module):
     Args:
         config: channels, width, normalisation and initial positions are its.
         kernel: (t, h, w) of a tubelet, (h, w) of an image patch.
-        grid: (T', H', W') of the position table; T' = 1 without time.
-        time: whether positions are a table of places plus one of time slots, which begins at zero: the same
-            as the table of places repeated over time.
+        grid: (T', H', W') of the position table.
+        time: "full", a position for each (t, h, w); "factorised", a table of places plus one of time slots,
+            which begins at zero: the same as the table of places repeated; None, places alone, and any number
+            of slots.
         tube: stride and offset, where tubelets do not tile the clip.
     """
 
     def __init__(
-        self, config: ViViTConfig, kernel: Sequence[int], grid: Size3, *, time: bool = False, tube: Tube | None = None
+        self,
+        config: ViViTConfig,
+        kernel: Sequence[int],
+        grid: Size3,
+        *,
+        time: str | None = "full",
+        tube: Tube | None = None,
     ) -> None:
         super().__init__()
-        self.grid, self.mean, self.std, self.pos_std = grid, config.mean, config.std, config.pos_std
+        slots, height, width = grid if time is not None else (1, *grid[1:])
+        self.grid, self.timeless = (slots, height, width), time is None
+        self.mean, self.std, self.pos_std = config.mean, config.std, config.pos_std
         self.stride = tuple(kernel) if tube is None else tube.stride
         self.offset = (0,) * len(kernel) if tube is None else tube.offset
         self.weight = nn.Parameter(torch.empty(config.width, config.channels, *kernel))
         self.bias = nn.Parameter(torch.empty(config.width))
-        slots, height, width = grid
-        self.pos = nn.Parameter(torch.empty((1 if time else slots) * height * width, config.width))
-        self.pos_time = nn.Parameter(torch.empty(slots, config.width)) if time else None
+        factorised = time == "factorised"
+        self.pos = nn.Parameter(torch.empty((1 if factorised else slots) * height * width, config.width))
+        self.pos_time = nn.Parameter(torch.empty(slots, config.width)) if factorised else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -72,11 +81,11 @@ class PatchEmbed(nn.Module):
     def positions(self, grid: Size3) -> Tensor:
         """Positions (N, D) of a clip's grid: its first time slots, height and width interpolated.
 
-        A table without time (T' = 1) is repeated over the slots. Raises ``ValueError`` for more slots than
+        A table without time is repeated over the slots. Raises ``ValueError`` for more slots than
         positions.
         """
         slots, height, width = grid
-        if slots > self.grid[0] != 1:
+        if slots > self.grid[0] and not self.timeless:
             raise ValueError(
                 f"video: wanted at most {self.grid[0]} time slots (the positions there are), got {slots}; "
                 "extend_frames makes room for more"
@@ -85,15 +94,18 @@ class PatchEmbed(nn.Module):
             pos = F.resize_positions(self.pos, (1, *self.grid[1:]), (1, height, width))
             return (pos + self.pos_time[:slots].unsqueeze(1)).flatten(0, 1)
         pos = F.resize_positions(self.pos, self.grid, (self.grid[0], height, width))
-        if self.grid[0] == 1:
+        if self.timeless:
             return pos.repeat(slots, 1)
         return pos[: slots * height * width]
 
     @torch.no_grad()
     def extend(self, grid: Size3, how: str) -> None:
-        """Resize the position table to ``grid`` (T', H', W'); the parameter is a new one."""
-        name, size = ("pos", self.grid) if self.pos_time is None else ("pos_time", (self.grid[0], 1, 1))
-        wanted = grid if self.pos_time is None else (grid[0], 1, 1)
+        """Resize the position table in time to ``grid`` (T', H', W'); the parameter is a new one."""
+        if self.timeless:
+            grid = self.grid
+        name, size, wanted = "pos", self.grid, grid
+        if self.pos_time is not None:
+            name, size, wanted = "pos_time", (self.grid[0], 1, 1), (grid[0], 1, 1)
         table = getattr(self, name)
         resized = F.resize_positions(table, size, wanted, how=how).detach().clone()
         setattr(self, name, nn.Parameter(resized, requires_grad=table.requires_grad))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.block import Block
-from fastvivit.modules.clips import Clips, Keep, in_grid_order
+from fastvivit.modules.clips import Clips, Keep, Kept, in_grid_order
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.tokens import Grid, Tokens, Views
@@ -55,7 +55,7 @@ class EncoderOutput:
         """(B, K, D). Raises ``ValueError`` where clips kept different numbers of tokens."""
         if len(set(self.counts)) != 1:
             raise ValueError(f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens")
-        return self.tokens.view(len(self.counts), self.counts[0], -1)
+        return self.tokens.unflatten(0, (len(self.counts), self.counts[0]))
 
 
 class ViViT(nn.Module):
@@ -76,13 +76,12 @@ class ViViT(nn.Module):
         if config.attention == "tubes":
             self.embed = TubesEmbed(config)
         else:
-            slots, *places = config.grid
-            grid = (1 if config.attention == "frame" else slots, *places)
-            self.embed = PatchEmbed(config, config.tubelet, grid, time=config.positions == "factorised")
+            time = None if config.attention == "frame" else config.positions
+            self.embed = PatchEmbed(config, config.tubelet, config.grid, time=time)
         self.image = None
         if config.images:
             _, h, w = config.tubelet
-            self.image = PatchEmbed(config, (h, w), (1, config.size[0] // h, config.size[1] // w))
+            self.image = PatchEmbed(config, (h, w), (1, config.size[0] // h, config.size[1] // w), time=None)
         self.cls = self.cls_pos = None
         if config.class_token:
             self.cls = nn.Parameter(torch.zeros(1, config.width))
@@ -128,7 +127,7 @@ class ViViT(nn.Module):
         if config.attention == "tubes":
             for tube, grid in zip(self.embed.tubes, config.views, strict=True):
                 tube.extend(grid, how)
-        elif config.attention != "frame":
+        else:
             self.embed.extend(config.grid, how)
         self.config = config
 
@@ -156,11 +155,11 @@ class ViViT(nn.Module):
                 them.
             mask_ratio: share of each clip's tokens to drop, in eval too; drawn by ``F.random_keep``.
             keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
-                clip.
+                clip. Which tube an id belongs to is read from the ids (on a GPU that waits for them).
             generator: source of randomness for ``mask_ratio``.
             strategy: "random", "tube" or "frame": what ``mask_ratio`` drops; of tubes "random" only, each tube at
                 the ratio.
-            layers: blocks (from 0) whose output is wanted too, in ``EncoderOutput.layers``.
+            layers: blocks (from 0) whose output is wanted too, in this order, in ``EncoderOutput.layers``.
 
         Returns:
             ``EncoderOutput``.
@@ -171,22 +170,26 @@ class ViViT(nn.Module):
         """
         if keep is not None and mask_ratio:
             raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
+        layers = tuple(layers)
         for layer in layers:
             if not 0 <= layer < len(self.blocks):
                 raise ValueError(f"layers: wanted blocks in 0..{len(self.blocks) - 1}, got {layer}")
         clips = Clips(video, self.embed, self.image)
         if mask_ratio:
             keep = clips.draw(mask_ratio, generator, strategy)
-        group_name = GROUPS[self.config.attention]
-        cls = group_name if self.config.class_token else None
+        group = GROUPS[self.config.attention]
+        cls = group if self.config.class_token else None
         x, tokens = clips.embed(keep, cls)
         restore = None
-        if group_name != "clip" and keep is not None and not mask_ratio:
+        drawn = isinstance(keep, Kept) or bool(mask_ratio)
+        if group != "clip" and keep is not None and not drawn:
             # A sequence's tokens have to stand together. Ours are drawn in order; a caller's may not be.
             x, tokens, restore = in_grid_order(x, tokens)
         if cls is not None:
             x = F.scatter_tokens(x, tokens.grid_rows, tokens.rows, fill=(self.cls + self.cls_pos)[0].to(x.dtype))
             restore = None
+        if drawn:
+            keep = keep.ids if isinstance(keep, Kept) else [one.ids[0] for one in keep]
         x, found = self._run(self.pre_norm(x), tokens, layers)
         pooled = self._pooled(x, tokens)
         place = tokens.place
@@ -212,15 +215,15 @@ class ViViT(nn.Module):
             extra = tokens.by_place
         elif self.config.cross_view:
             extra = tokens.by_clip
-        found = []
+        found = {}
         for index, block in enumerate(self.blocks):
             if self.checkpointing and self.training and (x.requires_grad or block.trains):
                 x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
             else:
                 x = block(x, group, tokens.by_clip, extra)
             if index in layers:
-                found.append(x)
-        return self.norm(x), found
+                found[index] = x
+        return self.norm(x), [found[index] for index in layers]
 
     def _pooled(self, x: Tensor, tokens: Tokens) -> Tensor | None:
         """(B, D) of all rows (M, D)."""
@@ -230,7 +233,13 @@ class ViViT(nn.Module):
         if self.config.pool is None:
             return None
         if tokens.cls is not None:
+            wanted = tokens.place >= 0
+            if self.config.pool == "cls":
+                wanted = ~wanted
+                if tokens.cls != "clip":
+                    # The CLS of a slot or a tube of which nothing was kept has seen nothing of the clip.
+                    group = tokens.grouping(tokens.cls)
+                    wanted &= (group.cu_seqlens.diff() > 1)[group.segment]
             # Rows that are not asked for go to a segment that nobody reads.
-            wanted = (tokens.place < 0) == (self.config.pool == "cls")
             clip = torch.where(wanted, clip, tokens.clips)
         return F.segment_mean(x, clip, tokens.clips + (tokens.cls is not None))[0][: tokens.clips]

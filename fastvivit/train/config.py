@@ -220,6 +220,8 @@ class TrainConfig:
             )
         if self.model.pool is None:
             raise ValueError("model.pool: wanted an encoder that pools, got None")
+        if self.model.attention == "tubes" and self.mask.strategy != "random":
+            raise ValueError(f"mask.strategy: wanted 'random' with tubes, got {self.mask.strategy!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; infinity becomes the string "inf", which JSON lacks."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvivit.modules.clips import draw_keep
+from fastvivit.modules.clips import Kept, draw_keep
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.tokens import Views
 from fastvivit.train.config import MaskConfig, TrainConfig
@@ -19,7 +19,7 @@ class NonFiniteLoss(RuntimeError):
     """The loss or the gradient is NaN or infinite; nothing of that step has been saved."""
 
 
-def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Tensor | None:
+def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
     """Tokens that each clip keeps, from its own seed: the same in any batch, process or resumed run.
 
     Args:
@@ -28,15 +28,15 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Tensor | None
         config: how much to drop, and how.
 
     Returns:
-        (B, K) int64 grid ids; None where nothing is dropped.
+        Ids for the encoder; None where nothing is dropped.
     """
     if config.ratio == 0:
         return None
-    rows = []
+    drawn = []
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(seed)
-        rows.append(draw_keep(1, views, config.ratio, generator=generator, strategy=config.strategy)[0])
-    return torch.cat(rows)
+        drawn.append(draw_keep(1, views, config.ratio, generator=generator, strategy=config.strategy))
+    return Kept(torch.cat([one.ids for one in drawn]), drawn[0].split)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as nnf
 
 import fastvivit as fv
@@ -111,7 +112,11 @@ def dense(enc, clip, keep=None):
     places = torch.tensor([i for _, i in entries])
     pooled = None
     if c.pool in ("mean", "cls"):
-        pooled = x[(places < 0) == (c.pool == "cls")].mean(0)
+        wanted = (places < 0) == (c.pool == "cls")
+        if c.pool == "cls" and c.attention != "joint":
+            # Only those that lead a token.
+            wanted &= torch.cat([places[1:] >= 0, torch.tensor([False])])
+        pooled = x[wanted].mean(0)
     elif c.pool == "attention":
         p = enc.pool
         q, kv = p.attn.q(p.norm_q(p.query)), p.attn.kv(p.norm_k(x))
@@ -146,12 +151,13 @@ def test_an_encoder_is_its_dense_definition(kind, cls):
 def test_pooling(kind, pool):
     enc, video = encoder(kind, pool=pool), clips()
     assert enc.config.class_token == (pool == "cls")
-    keep = F.random_keep(2, enc.config.tokens, 0.5)
-    pooled = enc(video, keep=keep).pooled
-    if pool is None:
-        assert pooled is None
-    else:
-        close(pooled, torch.stack([dense(enc, clip, ids)[1] for clip, ids in zip(video, keep, strict=True)]))
+    some = F.random_keep(2, enc.config.tokens, 0.5)
+    for keep in (some, some.sort().values[:, :4]):
+        pooled = enc(video, keep=keep).pooled
+        if pool is None:
+            assert pooled is None
+        else:
+            close(pooled, torch.stack([dense(enc, clip, ids)[1] for clip, ids in zip(video, keep, strict=True)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -306,6 +312,86 @@ def test_compiles_whole(kind, cls):
         weight = enc.embed.tubes[0].weight if "tubes" in enc.config.attention else enc.embed.weight
         grads = [torch.autograd.grad(out.pooled.sum(), weight)[0] for out in (got, want)]
         torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["joint", "frame", "space_time"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_two_graphs_serve_all_lengths(kind, listed):
+    torch._dynamo.reset()
+    enc, video = encoder(kind, pool="attention"), clips()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(enc, fullgraph=True, backend=counter)
+    for length in (7, 8, 9, 11, 16, 5):
+        keep = torch.arange(length).repeat(2, 1)
+        close(compiled(video, keep=list(keep) if listed else keep).tokens, enc(video, keep=keep).tokens)
+    assert counter.frame_count <= 2
+
+
+def test_pixels_of_two_dtypes_in_a_list_are_each_their_own():
+    enc, (first, second) = encoder("joint"), clips()
+    out = enc([first, (second / 255 - 0.5) / 0.5])
+    close(out.pooled, enc(torch.stack([first, second])).pooled)
+
+
+def test_one_tensor_of_ids_serves_a_list_of_clips():
+    enc, video = encoder("frame"), clips()
+    keep = F.random_keep(2, enc.config.tokens, 0.5)
+    out = enc(list(video), keep=keep)
+    close(out.tokens, enc(video, keep=keep).tokens)
+    assert out.keep is keep
+
+
+def test_ids_that_were_drawn_are_taken_as_drawn(monkeypatch):
+    from fastvivit.modules import vivit
+    from fastvivit.modules.clips import draw_keep
+
+    for kind in ("frame", "tubes"):
+        enc, video = encoder(kind), clips()
+        kept = draw_keep(2, enc.config.views, 0.5)
+        wanted = enc(video, keep=kept.ids)
+        with monkeypatch.context() as patch:
+            patch.setattr(vivit, "in_grid_order", None)
+            out = enc(video, keep=kept)
+        close(out.tokens, wanted.tokens)
+        assert out.keep is kept.ids
+
+
+def test_a_bad_id_of_a_list_never_becomes_another_clips(monkeypatch):
+    from fastvivit.modules import clips as module
+
+    # As on a GPU, where nobody is told of it.
+    monkeypatch.setattr(module, "checked_ids", lambda ids, size, name: torch.where(ids < size, ids, -1))
+    enc = encoder("joint")
+    with pytest.raises(ValueError, match="got -1"):
+        enc(clips(), keep=[torch.tensor([0, 1]), torch.tensor([5, 999])])
+
+
+def test_one_slot_of_positions_serves_no_second_one():
+    for changes in ({}, {"positions": "factorised"}, {"attention": "factorised"}):
+        enc = fv.ViViT(CFG.replace(frames=2, **changes))
+        with pytest.raises(ValueError, match="wanted at most 1 time slots .* got 4; extend_frames"):
+            enc(clips())
+        enc.extend_frames(8)
+        assert enc(clips()).grid == (4, 4, 4)
+    frame = fv.ViViT(CFG.replace(frames=2, attention="frame"))
+    assert frame(clips()).grid == (4, 4, 4)
+    with pytest.raises(ValueError, match="how: wanted"):
+        frame.extend_frames(8, how="stretch")
+
+
+def test_autocast_keeps_rows_narrow_behind_a_gate():
+    for kind in ("joint", "space_time", "cross_view"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert encoder(kind)(clips(), layers=(0,)).layers[0].dtype == torch.bfloat16
+
+
+def test_nothing_kept_and_layers_in_the_order_asked_for():
+    enc, video = encoder("joint"), clips()
+    out = enc(video, keep=torch.empty(2, 0, dtype=torch.int64))
+    assert out.last_hidden_state.shape == (2, 0, 48) and not out.pooled.any()
+    first, last = enc(video, layers=(0, 1)).layers
+    swapped = enc(video, layers=iter((1, 0))).layers
+    assert torch.equal(swapped[0], last) and torch.equal(swapped[1], first)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -85,6 +85,8 @@ def test_tubes_are_tables(tmp_path):
         """
     model = TrainConfig.from_toml(toml(tmp_path, text)).model
     assert [tube.kernel for tube in model.tubes] == [(4, 8, 8), (1, 16, 16)] and model.class_token
+    with pytest.raises(ValueError, match="mask.strategy: wanted 'random' with tubes, got 'tube'"):
+        TrainConfig.from_toml(toml(tmp_path, text + '[mask]\nstrategy = "tube"\n'))
     with pytest.raises(ValueError, match="kernels: no such field of Tube"):
         TrainConfig.from_toml(toml(tmp_path, text.replace("kernel", "kernels")))
     with pytest.raises(ValueError, match=r"model.tubes: wanted a list of tables \(kernel, stride, offset\)"):
