@@ -37,7 +37,7 @@ bench: $(VENV)/.installed
 # Every encoder of the paper: memory, FLOPs and time over masks, frames and sizes; then docs/encoders.md.
 .PHONY: sweep
 sweep: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.sweep --save
+	$(BIN)/python -m benchmarks.sweep --save --plot docs/pictures
 	$(BIN)/python docs/make_encoders.py
 
 # On a machine with a GPU, with the Python it is given: no virtual environment and no network. Under ten minutes, in stages

@@ -209,7 +209,6 @@ def _paper(rows: dict) -> str:
     )
     text += "a figure in bytes; here it is\none encoder's with a batch of one, in which the weights weigh most.\n\n"
     return text + _table(["", "paper", "here"], lines)
-    return text + _table(["", "paper", "here"], lines)
 
 
 def _settings(by_setting: dict) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fastvivit._folders import written_whole
 from fastvivit.models import ViViTConfig
@@ -41,7 +42,11 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     if isinstance(model, VideoTextModel):
         config = {"model": "VideoTextModel", "dim": model.dim, "video": model.video.config.to_dict()}
         pooler = getattr(model.text.model, "pooler", None) is not None
-        config["text"] = {"max_length": model.text.max_length, "pooler": pooler}
+        config["text"] = {
+            "max_length": model.text.max_length,
+            "pooler": pooler,
+            "kind": type(model.text.model).__name__,
+        }
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -52,7 +57,7 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     if encoder.tuning is not None:
         config["tuning"] = encoder.tuning
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _unshared(model).items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -68,30 +73,63 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"folder: wanted {CONFIG} and {WEIGHTS} in it, got {str(folder)!r}")
     config = json.loads((folder / CONFIG).read_text())
+    if config.get("model") not in ("ViViT", "VideoTextModel"):
+        raise ValueError(
+            f"folder: wanted one that save_pretrained wrote, got another library's {CONFIG} in {str(folder)!r}; "
+            "from_hf_vivit, from_hf_videomae and from_image_vit read those of transformers"
+        )
     model: ViViT | VideoTextModel = ViViT(ViViTConfig.from_dict(config["video"]))
     if config.get("tuning") is not None:
         apply(model, config["tuning"])
     if config["model"] == "VideoTextModel":
         model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
     state = load_file(folder / WEIGHTS)
-    expected = model.state_dict()
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    load_weights(model, state, f"folder: {str(folder)!r}")
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Copy the tensors that ``write_pretrained`` wrote into a model of their kind.
+
+    Raises:
+        ValueError: names or shapes that do not fit; ``where`` begins the message.
+    """
+    expected = _unshared(model)
     missing, unused = expected.keys() - state.keys(), state.keys() - expected.keys()
     shaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unused or shaped:
         raise ValueError(
-            f"folder: wanted the weights of its config, got missing {sorted(missing)}, "
-            f"unused {sorted(unused)}, of another shape {sorted(shaped)} in {str(folder)!r}"
+            f"{where}: wanted the weights of its config, got missing {sorted(missing)}, "
+            f"unused {sorted(unused)}, of another shape {sorted(shaped)}"
         )
-    model.load_state_dict(state)
-    return model.eval()
+    # A second name of a tensor is not in the file; that everything else is has been checked.
+    model.load_state_dict(state, strict=False)
 
 
-def _text_tower(folder: Path, max_length: int, pooler: bool) -> TextTower:
+def _unshared(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict without second names of one tensor, which text models with tied embeddings have."""
+    found: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def _text_tower(folder: Path, max_length: int, pooler: bool, kind: str | None = None) -> TextTower:
+    import transformers
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    own = getattr(transformers, kind or "", None)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        # An encoder may be a part of what the config's own class is, as T5EncoderModel is of T5Model.
+        model = AutoModel.from_config(config) if own is None else own(config)
     if not pooler and hasattr(model, "pooler"):
         # Whether there is one is an argument of transformers' classes, not of their configs.
         model.pooler = None

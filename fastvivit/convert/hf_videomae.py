@@ -13,7 +13,7 @@ from fastvivit.convert.build import account, load
 from fastvivit.convert.hf_names import PROJECTION, VIT_BLOCK
 from fastvivit.convert.hf_vivit import pixel_norm
 from fastvivit.convert.reader import Reader, check_waive, prefix_of, read_blocks
-from fastvivit.convert.settings import activation, hf_config, pair
+from fastvivit.convert.settings import activation, hf_config, whole_clip
 from fastvivit.convert.source import read_source
 from fastvivit.convert.weights import block_sizes, norm_pair
 from fastvivit.models import ViViTConfig
@@ -47,9 +47,9 @@ def from_hf_videomae(
 
     ``last_hidden_state`` is theirs; ``pooled`` is the mean that their classifier norms and reads. There is a
     final norm where the source has one on its tokens (``use_mean_pooling=False``). Positions are their sines
-    and cosines in ``embed.pos``, not trained (requires_grad False) until somebody says so. Clips are
-    (B, C, T, H, W) here, (B, T, C, H, W) there. Decoder, mask token and classifier are left out. Parameters
-    are float32. Dropout is not taken over.
+    and cosines in ``embed.pos``, frozen (requires_grad False); ``fv.tune`` thaws them with the embedding, and
+    files do not remember it. Clips are (B, C, T, H, W) here, (B, T, C, H, W) there. Decoder, mask token and
+    classifier are left out. Parameters are float32. Dropout is not taken over.
 
     Args:
         model_or_folder: a model, its state dict (of version 5 in memory, of files, or of version 4), or a
@@ -77,8 +77,7 @@ def from_hf_videomae(
     kernel = reader.take(f"{PROJECTION}.weight")
     layers = read_blocks(reader, _BLOCK) | norm_pair(reader, "norm", "layernorm")
     cfg = ViViTConfig(
-        frames=settings["num_frames"],
-        size=pair(settings["image_size"]),
+        **whole_clip(settings, kernel.shape[2:]),
         tubelet=tuple(kernel.shape[2:]),
         channels=kernel.shape[1],
         heads=settings["num_attention_heads"],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastvivit.convert.build import account, load
 from fastvivit.convert.hf_names import CLS, LAYOUTS, POSITIONS, PROJECTION, VIT_BLOCK
 from fastvivit.convert.reader import Reader, check_waive, prefix_of, read_blocks
-from fastvivit.convert.settings import activation, hf_config, pair
+from fastvivit.convert.settings import activation, hf_config, whole_clip
 from fastvivit.convert.source import read_source
 from fastvivit.convert.weights import block_sizes, norm_pair
 from fastvivit.models import ViViTConfig
@@ -79,8 +79,7 @@ def from_hf_vivit(
         )
     layers = read_blocks(reader, VIT_BLOCK) | norm_pair(reader, "norm", "layernorm")
     cfg = ViViTConfig(
-        frames=settings["num_frames"],
-        size=pair(settings["image_size"]),
+        **whole_clip(settings, kernel.shape[2:]),
         tubelet=tuple(kernel.shape[2:]),
         channels=kernel.shape[1],
         heads=settings["num_attention_heads"],
@@ -99,7 +98,8 @@ def from_hf_vivit(
         tensors["embed.bias"] = bias
     missing = load(encoder, tensors)
     own = [name for name in source.state if any(fnmatchcase(name, pattern) for pattern in _OUTSIDE)]
-    heads = {name: source.state[name].detach().clone() for name in own}
+    wide = {name: torch.promote_types(source.state[name].dtype, torch.float32) for name in own}
+    heads = {name: source.state[name].detach().to(wide[name], copy=True) for name in own}
     return account(encoder, _KIND, reader, outside=_OUTSIDE, waive=waive, missing=missing, reshaped={}, heads=heads)
 
 
@@ -116,7 +116,7 @@ def pixel_norm(
 
 @torch.no_grad()
 def to_hf_state_dict(encoder: ViViT, layout: str = "memory") -> dict[str, Tensor]:
-    """The encoder's video path as a state dict of transformers' ViViT; of an imported one, bit for bit.
+    """The encoder's video path as a state dict of transformers' ViViT; of an imported float32 one, bit for bit.
 
     Load it into ``VivitModel`` (``add_pooling_layer=False`` unless the source had a pooler), or, where the
     encoder came from a ``VivitForVideoClassification``, into that: prefix and heads are the source's. Clips

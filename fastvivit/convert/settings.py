@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,13 @@ def hf_config(config: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> 
 def pair(value: Any) -> tuple[int, int]:
     """Height and width of a number or a pair."""
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def whole_clip(config: Mapping[str, Any], kernel: Sequence[int]) -> dict[str, Any]:
+    """Frames and size of a video model's clips, as ``ViViTConfig`` wants them: transformers floors the rest away."""
+    said = (config["num_frames"], *pair(config["image_size"]))
+    frames, *size = (length - length % part for length, part in zip(said, kernel, strict=True))
+    return {"frames": frames, "size": tuple(size)}
 
 
 def table_grid(places: int, kernel: tuple[int, int], image_size: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _CONFIGS = ("config.json", "open_clip_config.json")
+_PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -46,8 +47,9 @@ class Source:
         Processors may rescale by another factor than 1/255 and shift by -1 before they normalise; ViViT's
         published ones do all three, so their pixels lie in -3..1.
         """
-        file = None if self.folder is None else self.folder / "preprocessor_config.json"
-        if file is None or not file.is_file():
+        files = [] if self.folder is None else [self.folder / name for name in _PROCESSORS]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
             return None
         options = json.loads(file.read_text())
         scale = 255 * options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 255.0

@@ -81,14 +81,17 @@ def _settings(source: Source, prefix: str) -> dict[str, Any]:
             "act": activation_of(block.mlp.act),
             "image_size": None if grid is None else [n * p for n, p in zip(grid, patches, strict=True)],
         }
-    heads = config.get("heads") or config.get("model_args", {}).get("num_heads")
+    # A folder of timm's says under model_args what its model was not made with by default.
+    said = config.get("model_args", {})
+    heads = config.get("heads") or said.get("num_heads")
     if heads is None:
         raise ValueError(
             "config: wanted a dict with heads (and eps, act, image_size where they are not timm's 1e-6, 'gelu' and a "
             f"square grid) beside timm's tensors, got {source.config}"
         )
-    act = activation(config.get("act", "gelu"))
-    return {"heads": heads, "eps": config.get("eps", 1e-6), "act": act, "image_size": config.get("image_size")}
+    act = activation(config.get("act", said.get("act_layer", "gelu")))
+    size = config.get("image_size", said.get("img_size"))
+    return {"heads": heads, "eps": config.get("eps", 1e-6), "act": act, "image_size": size}
 
 
 def _is_grid(places: int, patches: tuple[int, int], image_size: Any) -> bool:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastvivit._folders import written_whole
-from fastvivit.pretrained import WEIGHTS, write_pretrained
+from fastvivit.pretrained import WEIGHTS, load_weights, write_pretrained
 from fastvivit.train.optimiser import load_optimiser, optimiser_tensors
 
 FOLDER, TENSORS, STATE = "checkpoints", "training.safetensors", "training.json"
@@ -102,10 +102,10 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
         ValueError: weights or state that do not fit the model, or can't be read.
     """
     try:
-        model.load_state_dict(load_file(checkpoint / WEIGHTS))
-        tensors = load_file(checkpoint / TENSORS)
+        weights, tensors = load_file(checkpoint / WEIGHTS), load_file(checkpoint / TENSORS)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"checkpoint: {checkpoint} can't be loaded: {error}") from error
+    load_weights(model, weights, f"checkpoint: {checkpoint}")
     random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random/")}
     load_optimiser(model, optimiser, tensors)
     torch.set_rng_state(random["random/cpu"])

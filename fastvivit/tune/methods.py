@@ -32,7 +32,7 @@ def last_layers(enc: ViViT, k: int, *, images: bool = False) -> list[nn.Paramete
         ValueError: not a ViViT, one with adapters or LoRA, ``k`` out of range, ``images`` without a path for them.
     """
     require_plain(enc, images)
-    if not isinstance(k, int) or not 1 <= k <= len(enc.blocks):
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= len(enc.blocks):
         raise ValueError(f"k: wanted a whole number in 1..{len(enc.blocks)} (the blocks), got {k!r}")
     return settle(enc, {"method": "last_layers", "k": k, "images": images})
 

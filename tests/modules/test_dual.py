@@ -105,6 +105,29 @@ def test_folders_round_trip(tmp_path):
     assert (tmp_path / "run" / "model").stat().st_mode == (tmp_path / "run").stat().st_mode
 
 
+def test_text_models_with_tied_weights_and_narrow_ones_round_trip(tmp_path):
+    model = dual()
+    config = transformers.T5Config(
+        vocab_size=len(WORDS) + 2, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2
+    )
+    model.text = fv.TextTower(transformers.T5EncoderModel(config).eval(), model.text.tokenizer)
+    fv.save_pretrained(model, tmp_path / "tied")
+    again = fv.load_pretrained(tmp_path / "tied")
+    assert type(again.text.model) is transformers.T5EncoderModel
+    assert torch.equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
+    narrow = model.video.bfloat16()
+    fv.save_pretrained(narrow, tmp_path / "narrow")
+    loaded = fv.load_pretrained(tmp_path / "narrow")
+    assert loaded.norm.weight.dtype == torch.bfloat16 and torch.equal(loaded(VIDEO).tokens, narrow(VIDEO).tokens)
+
+
+def test_a_folder_of_transformers_is_refused_with_who_reads_it(tmp_path):
+    config = transformers.VivitConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    transformers.VivitModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="folder: wanted one that save_pretrained wrote.*from_hf_vivit"):
+        fv.load_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failed_rename_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failing):
     model, folder, renames = dual().video, tmp_path / "model", []
