@@ -33,7 +33,7 @@ Args:
     generator: source of randomness for ``mask_ratio``.
 """
 
-
+# What an accelerated forward takes beside its own arguments, with the defaults.
 ARGUMENTS = (("mask_ratio", 0.0), ("keep", None), ("generator", None))
 
 
