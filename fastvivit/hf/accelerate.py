@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastvivit.hf.call import Link, host, link_of
+from fastvivit.hf.call import Link, host, link_of, taken
 from fastvivit.hf.embed import Norm
 from fastvivit.hf.layers import patch_layers
 from fastvivit.hf.patches import undo
@@ -34,7 +34,12 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
     slots, unless ``interpolate_pos_encoding=True``; TimeSformer: the nearest in time and space, as in its own code;
     V-JEPA 2 has no table, its tokens turn by their true places); and uint8 pixels where mean and std are given.
     Attention that ours can't compute (probabilities asked for, dropout in training, a mask) is computed as before.
+    Frames must fill whole tubelets: V-JEPA 2's own code drops the odd one of 5 frames, which is a ``ValueError`` here.
     Called again, it takes the new mean and std.
+
+    A module around the model takes the three arguments too, and hands them in; one whose forward has an argument of
+    such a name already keeps its forward as it is, and hands in what it likes. ``torch.nn.DataParallel`` is refused
+    when it makes its replicas, which would run the first one's weights; ``DistributedDataParallel`` is the way.
 
     To know which tokens were kept, draw them: ``keep = F.random_keep(...)``; tokens come out in its order. V-JEPA 2's
     predictor then predicts ``target_mask`` (None: every token of the grid) from the kept ones. TimeSformer with
@@ -50,7 +55,9 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
         ``model``.
 
     Raises:
-        ValueError: no such model within, only one of mean and std.
+        ValueError: no such model within, only one of mean and std, a model whose class has a ``mask_ratio``,
+            ``keep`` or ``generator`` of its own, one accelerated before whose forward was replaced since (see
+            ``restore``). Nothing is changed then.
     """
     norm = Norm.of(mean, std)
     found = list(_find(model))
@@ -59,6 +66,9 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
             f"model: wanted a transformers model of {', '.join(FAMILIES)}, or a module that contains one, "
             f"got {type(model).__name__}"
         )
+    for bare, _ in found:
+        if (name := taken(bare)) is not None:
+            raise ValueError(f"model: wanted a forward without a {name} of its own, got {type(bare).__name__}")
     link = link_of(model) or Link()
     undo(model)
     for bare, family in found:
@@ -70,7 +80,8 @@ def accelerate(model: Model, *, mean: Sequence[float] | None = None, std: Sequen
             patch_outer = getattr(import_module(f"fastvivit.hf.{family}"), "patch_outer", None)
             if patch_outer is not None:
                 patch_outer(outer, link, norm)
-        host(outer, link)
+        if taken(outer) is None:
+            host(outer, link)
     return model
 
 
@@ -82,6 +93,10 @@ def restore(model: Model) -> Model:
 
     Returns:
         ``model``.
+
+    Raises:
+        ValueError: a forward that someone replaced after ``accelerate`` (an offloader, ``torch.compile``), and that
+            may hold ours: take that away first. Nothing is changed then.
     """
     undo(model)
     return model

@@ -33,6 +33,9 @@ Args:
     generator: source of randomness for ``mask_ratio``.
 """
 
+# What an accelerated forward takes beside its own arguments, with the defaults.
+ARGUMENTS = (("mask_ratio", 0.0), ("keep", None), ("generator", None))
+
 
 class Link:
     """Ties the modules of one accelerated model together: a module only sees calls of its own model."""
@@ -124,9 +127,15 @@ def host(model: nn.Module, link: Link, layers: Sequence[nn.Module] = ()) -> None
         link: of the accelerated model.
         layers: modules within that may checkpoint gradients.
     """
-    forward = replace(model, model_forward, link, tuple(layers))
+    forward = replace(model, model_forward, link, tuple(layers), _place(type(model).forward, "output_attentions"))
     forward.__signature__ = _signature(type(model).forward)
     forward.__doc__ = _DOC.format(doc=inspect.getdoc(type(model).forward) or "")
+
+
+def taken(model: nn.Module) -> str | None:
+    """The first of the names in ``ARGUMENTS`` that the forward of a model's class has already, or None."""
+    own = inspect.signature(type(model).forward).parameters
+    return next((name for name, _ in ARGUMENTS if name in own), None)
 
 
 def link_of(model: nn.Module) -> Link | None:
@@ -140,6 +149,7 @@ def model_forward(
     original: Callable,
     link: Link,
     layers: tuple[nn.Module, ...],
+    place: int | None,
     /,
     *args: Any,
     mask_ratio: float = 0.0,
@@ -154,11 +164,14 @@ def model_forward(
         raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
     if not masking.asked and outer is not None:
         masking = outer.masking
-    attentions = kwargs.get("output_attentions")
+    by_position = args[place] if place is not None and place < len(args) else None
+    attentions = kwargs.get("output_attentions", by_position)
     if attentions is None:
         attentions = getattr(getattr(model, "config", None), "output_attentions", False)
     call = Call(link, masking, bool(attentions))
-    carried = [layer for layer in layers if layer.training and layer.gradient_checkpointing]
+    # Compiled, a checkpoint is traced while its call runs, and must not write to a thread's variable.
+    carried = [] if torch.compiler.is_compiling() else layers
+    carried = [layer for layer in carried if layer.training and layer.gradient_checkpointing]
     checkpoints = [layer.__dict__.get("_gradient_checkpointing_func") for layer in carried]
     for layer, checkpoint in zip(carried, checkpoints, strict=True):
         layer.__dict__["_gradient_checkpointing_func"] = partial(_checkpointed, call, checkpoint)
@@ -210,9 +223,13 @@ def _stacked(keep: Tensor | Sequence[Tensor] | None) -> Tensor | None:
 def _signature(forward: Callable) -> inspect.Signature:
     """A forward's signature without ``self``, with the new arguments."""
     old = list(inspect.signature(forward).parameters.values())[1:]
-    new = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in (("mask_ratio", 0.0), ("keep", None), ("generator", None))
-    ]
+    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in ARGUMENTS]
     rest = [parameter for parameter in old if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     return inspect.Signature([parameter for parameter in old if parameter not in rest] + new + rest)
+
+
+def _place(forward: Callable, name: str) -> int | None:
+    """Where an argument of a forward stands among those that may come by position, without ``self``; or None."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in inspect.signature(forward).parameters.values() if parameter.kind in kinds]
+    return names.index(name) - 1 if name in names else None

@@ -26,7 +26,8 @@ class Sequences:
         segment: (R,) int64 sequence of each row.
         longest: an upper bound of the lengths.
         length: the length of every sequence, or None where they differ.
-        schedule: blocks of attention for every layer and the backward; None on a CPU.
+        schedule: blocks of attention for every layer and the backward; None on a CPU, and for equal lengths,
+            which need none.
     """
 
     cu_seqlens: Tensor
@@ -108,7 +109,8 @@ def _sequences(segment: Tensor, count: int, longest: int, full: bool) -> Sequenc
     starts = torch.arange(count + 1, device=segment.device)
     cu_seqlens = torch.searchsorted(segment, starts, out_int32=True)
     rows = segment.shape[0]
-    schedule = F.varlen_schedule(cu_seqlens, cu_seqlens, rows, rows) if cu_seqlens.is_cuda else None
+    packed = cu_seqlens.is_cuda and not full
+    schedule = F.varlen_schedule(cu_seqlens, cu_seqlens, rows, rows) if packed else None
     return Sequences(
         cu_seqlens=cu_seqlens,
         segment=segment,

@@ -106,13 +106,13 @@ def embed(projection: nn.Module, pixels: Tensor, pos: Tensor | None, keep: Tenso
         weight = projection.weight if projection.weight.dim() == 5 else projection.weight.unsqueeze(2)
         mean, std = (norm.mean, norm.std) if byte else (None, None)
         return F.tubelet_embed(video, weight, projection.bias, pos=pos, keep=keep, mean=mean, std=std)
-    if byte:
-        video = normalised(pixels, norm, projection.weight.dtype).transpose(1, 2)
+    dtype = projection.weight.dtype
+    video = normalised(pixels, norm, dtype).transpose(1, 2) if byte else video.to(dtype)
     if projection.weight.dim() == 5:
         tokens = projection(video).flatten(2).transpose(1, 2)
     else:
         frames = projection(video.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)
-        tokens = frames.unflatten(0, (pixels.shape[0], -1)).flatten(1, 2)
+        tokens = frames.unflatten(0, tuple(pixels.shape[:2])).flatten(1, 2)
     tokens = tokens if pos is None else tokens + pos
     return tokens if keep is None else F.gather_tokens(tokens, keep, distinct=True)
 

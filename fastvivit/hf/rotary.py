@@ -16,7 +16,8 @@ class Places:
     """Where the tokens of one call stand on their clips' grid.
 
     Made once a call, and handed to every layer as its ``position_mask``, so that any kind of checkpointing
-    computes a layer again with the places of its own call. The first layer works the tables out for all.
+    computes a layer again with the places of its own call. The first layer works the tables out for all; compiled,
+    each does, since a layer in a checkpoint must not write to what lies outside, and the compiler merges them.
 
     Args:
         grid: (T', H', W').
@@ -46,9 +47,12 @@ class Places:
     def table(self, dims: Sequence[int], head: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``rotation`` of these places: cos and sin, (B, K, 1, head) or (N, 1, head)."""
         key = (*dims, head, dtype)
-        if key not in self._tables:
-            self._tables[key] = rotation(self.coordinates, dims, head, dtype)
-        return self._tables[key]
+        if key in self._tables:
+            return self._tables[key]
+        found = rotation(self.coordinates, dims, head, dtype)
+        if not torch.compiler.is_compiling():
+            self._tables[key] = found
+        return found
 
 
 def rotation(coordinates: Coordinates, dims: Sequence[int], head: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,9 @@ def embeddings_forward(
     head = (module.cls_token + table[:1]).expand(tokens.shape[0], -1, -1)
     if not at_once:
         head, tokens = module.pos_drop(head), module.pos_drop(tokens)
-        tokens = module.time_drop(tokens + times[ids // (height * width)])
+        # Not by index: a bad id is a row of NaN on a GPU, as everywhere, and no failed assertion that ends the process.
+        times = F.gather_tokens(times.expand(ids.shape[0], -1, -1), ids // (height * width))
+        tokens = module.time_drop(tokens + times)
     return torch.cat((head, tokens), dim=1)
 
 
@@ -194,7 +196,7 @@ def _divided(layer: nn.Module, hidden: Tensor, output_attentions: bool, division
     rows, *found = _attend(layer.attention, rows, division.in_space, output_attentions)
     rows = F.gather_tokens(_drop_path(layer.drop_path, rows, division.in_space), division.back, distinct=True)
     copies, rows = rows.tensor_split((division.clips * division.slots,))
-    copies = copies.view(division.clips, division.slots, -1).mean(1, keepdim=True)
+    copies = copies.unflatten(0, (division.clips, division.slots)).mean(1, keepdim=True)
     hidden = hidden + torch.cat((copies, rows.view_as(tokens)), 1)
 
     out = layer.output(layer.intermediate(layer.layernorm_after(hidden)))

@@ -62,9 +62,6 @@ def embeddings_forward(
         if keep is not None:
             raise ValueError("bool_masked_pos: wanted None beside keep or mask_ratio, got a mask")
         keep = visible(bool_masked_pos, pixel_values.shape[0], prod(grid)).to(pixel_values.device)
-        call = current(link)
-        if call is not None:
-            call.keep = keep
     return module.patch_embeddings(pixel_values, pos=pos, keep=keep)
 
 

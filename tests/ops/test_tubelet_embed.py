@@ -131,6 +131,24 @@ def test_images_take_a_2d_weight(backend, device):
 
 
 @pytest.mark.parametrize("backend", names(OP))
+def test_no_clips(backend, device):
+    video = torch.zeros(0, 3, 4, 32, 32, device=device, requires_grad=True)
+    weight = torch.randn(5, 3, 2, 16, 16, device=device, requires_grad=True)
+    pos = torch.randn(8, 5, device=device, requires_grad=True)
+    keeps = {
+        (0, 8, 5): None,
+        (0, 3, 5): torch.zeros(0, 3, dtype=torch.int64, device=device),
+        (0, 5): torch.zeros(0, dtype=torch.int64, device=device),
+    }
+    for shape, keep in keeps.items():
+        out = F.tubelet_embed(video, weight, weight[:, 0, 0, 0, 0], pos=pos, keep=keep, backend=backend)
+        assert out.shape == shape
+        grads = torch.autograd.grad(out.sum(), (video, weight, pos))
+        assert [grad.shape for grad in grads] == [video.shape, weight.shape, pos.shape]
+        assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", names(OP))
 def test_float64_goes_to_the_reference_or_is_refused(backend, device):
     from fastvivit import BackendError
 

@@ -69,7 +69,7 @@ def _forward(video, weight, bias, pos, keep, mean, std, stride, offset, precisio
     where = geometry(video, weight, mean, std, stride, offset)
     ids = _rows_of(keep, where.clips, where.tokens)
     rows = implementation.forward(video, weight, bias, pos, ids, where, precision)
-    return rows if keep is not None and keep.dim() == 1 else rows.view(where.clips, -1, weight.shape[0])
+    return rows.view(_shape(video, weight, keep, stride, offset))
 
 
 def _backward(grad, video, weight, keep, mean, std, stride, offset, precision, needs, backend):
