@@ -52,6 +52,16 @@ def test_vivit_is_the_model(changes):
 
 
 @torch.no_grad()
+def test_sizes_that_tubelets_do_not_divide_are_floored_as_theirs():
+    for model, read in ((hf_vivit(image_size=36), from_hf_vivit), (hf_videomae(image_size=36), from_hf_videomae)):
+        enc = read(model)
+        video = torch.randn(1, 3, 4, 36, 36)
+        assert enc.config.size == (32, 32)
+        got = enc(video[..., :32, :32]).last_hidden_state
+        torch.testing.assert_close(got, model(video.transpose(1, 2)).last_hidden_state, **CLOSE)
+
+
+@torch.no_grad()
 def test_vivit_s_classifier_reads_the_pooled_cls():
     model = hf_vivit(classify=True)
     enc = from_hf_vivit(model)
@@ -204,6 +214,10 @@ def test_an_image_processor_in_the_folder_says_mean_and_std(tmp_path):
     assert from_hf_vivit(tmp_path, mean=0.1).config.mean == (0.1,) * 3
     file.write_text(json.dumps({"do_normalize": False, "rescale_factor": 1 / 255}))
     assert from_hf_vivit(tmp_path).config.std == (1.0,) * 3
+    # Version 5 writes another file beside.
+    beside = file.with_name("video_preprocessor_config.json")
+    beside.write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}))
+    assert from_hf_vivit(tmp_path).config.mean == (0.1,) * 3
 
 
 def test_a_model_of_another_kind_is_an_error():

@@ -152,6 +152,8 @@ def test_what_timm_s_tensors_can_not_tell():
     enc = from_image_vit(state, CFG, config=config)
     compare(enc, lambda images: timm_tokens(state, images, "quick_gelu", 0.1))
     assert enc.config.eps == 0.1
+    said = {"model_args": {"num_heads": HEADS, "act_layer": "quick_gelu", "img_size": 32}, "eps": 0.1}
+    assert from_image_vit(state, CFG, config=said).config == enc.config
     trunk = {f"visual.trunk.{name}": value for name, value in state.items()} | {"text.proj.weight": torch.zeros(1)}
     assert tensors_equal(from_image_vit(trunk, CFG, config=config).state_dict(), enc.state_dict())
     for config in (None, {}):

@@ -274,6 +274,7 @@ def dual():
     [
         (lambda e: fv.tune.last_layers(e, 0), "k: wanted a whole number in 1..3 (the blocks), got 0"),
         (lambda e: fv.tune.last_layers(e, 4), "k: wanted a whole number in 1..3 (the blocks), got 4"),
+        (lambda e: fv.tune.last_layers(e, True), "k: wanted a whole number in 1..3 (the blocks), got True"),
         (lambda e: fv.tune.last_layers(e, 2.0), "k: wanted a whole number in 1..3 (the blocks), got 2.0"),
         (lambda e: fv.tune.add_adapters(e, 0), "width: wanted a whole number of at least 1, got 0"),
         (lambda e: fv.tune.add_adapters(e, init="xavier"), "init: wanted one of 'houlsby', 'paper', got 'xavier'"),
