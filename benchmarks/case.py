@@ -79,12 +79,14 @@ class Claim:
         text: in words.
         who: whose times are judged.
         peers: names; the fastest of those that took part counts.
-        at_least: lower bound of peer's time / our time; of the rates, where the peer has FLOPs of its own.
+        at_least: lower bound of peer's time / our time; of the rates, where the peer has FLOPs of its own and
+            ``times`` is not set.
         at_most: upper bound of our time / peer's time.
         under: upper bound of our time in seconds, less that of ``minus``.
         rate: lower bound of FLOP/s.
         of_copy: lower bound of the bytes a second, as a share of the copy bandwidth; less the time of ``minus``.
         minus: the contestant whose time is taken off first, where it is not what is judged.
+        times: whether times are compared even with a peer that does other work: what leaving work out saves.
     """
 
     text: str
@@ -96,6 +98,7 @@ class Claim:
     rate: float | None = None
     of_copy: float | None = None
     minus: str | None = None
+    times: bool = False
 
     def judge(
         self,
@@ -125,7 +128,7 @@ class Claim:
             return None
         peer = min(present, key=lambda name: found[name].median)
         speedup = found[peer].over(ours).median
-        if flops and peer in flops:
+        if flops and peer in flops and not self.times:
             speedup *= case.flops / flops[peer]
         if self.at_least is not None:
             value, met = speedup, speedup >= self.at_least

@@ -53,13 +53,15 @@ class EncoderOutput:
     @property
     def last_hidden_state(self) -> Tensor:
         """(B, K, D). Raises ``ValueError`` where clips kept different numbers of tokens."""
-        if len(set(self.counts)) != 1:
+        if any(count != self.counts[0] for count in self.counts):
             raise ValueError(f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens")
         return self.tokens.unflatten(0, (len(self.counts), self.counts[0]))
 
 
 class ViViT(nn.Module):
-    """Video Vision Transformer (Arnab et al. 2021) as in the paper: tubelets, learned positions, a mean.
+    """Video Vision Transformer (Arnab et al. 2021), in every form that the paper compares (sections 3.1 and 4).
+
+    One block and one attention serve them all: what differs is how the packed tokens are grouped.
 
     Args:
         config: see ``ViViTConfig``.
