@@ -266,6 +266,8 @@ def test_a_peer_with_more_work_is_judged_by_its_rate():
     claim = Claim(text="", peers=("equal",), at_least=0.95)
     assert claim.judge(found, case, None, {"equal": 200})["value"] == pytest.approx(1.0)
     assert claim.judge(found, case, None, {"equal": 400})["met"] is False
+    saved = dataclasses.replace(claim, times=True)
+    assert saved.judge(found, case, None, {"equal": 400})["value"] == pytest.approx(2.0)
 
 
 def test_a_peer_that_refuses_is_named_with_its_reason_and_the_rest_is_timed():
