@@ -61,7 +61,7 @@ def _step_case(options: Options, model: str, config: ViViTConfig, clips: int, *,
         flops=step.flops(backward=True),
         # Weights are read by the forward and twice by the backward, which writes their gradients.
         bytes=4 * _weight_bytes(config, options),
-        build=lambda: step.bench(_step),
+        build=lambda: step.bench(training_step),
         claims=(
             Claim(text="not slower than VideoMAE at the same mask", peers=(VIDEOMAE,), at_least=1.0),
             Claim(text="at least 5 x as fast as ViViT unmasked", peers=(VIVIT,), at_least=5.0),
@@ -70,7 +70,7 @@ def _step_case(options: Options, model: str, config: ViViTConfig, clips: int, *,
         min_rounds=3,
         clock="wall",
         facts=_facts(config, 75) | {"direction": "forward + backward"},
-        peak=_peaks(step, _step, options),
+        peak=_peaks(step, training_step, options),
     )
 
 
@@ -101,7 +101,9 @@ def _forward(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], T
     return call
 
 
-def _step(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
+def training_step(features: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
+    """A call that takes a forward, the loss of the mean token, and a backward; no optimiser."""
+
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
         with torch.enable_grad():

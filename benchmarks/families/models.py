@@ -18,6 +18,7 @@ from ..case import OURS, Bench, Case, Claim, Contestant, Options
 from ..gate import SANE, far_apart
 from ..peers import hf
 from .attention import attention_flops
+from .encoder import training_step
 
 THEIRS, ACCELERATED, ALL = "transformers", "accelerated in place", "accelerated in place, all tokens"
 LATE = "transformers, same mask after its patch embedding"
@@ -218,14 +219,14 @@ def _step_case(options: Options, name: str, model: _Model) -> Case:
     keep = F.random_keep(model.shape[0], model.tokens, 0.75, generator=torch.Generator().manual_seed(0))
     full = _flops(model, options, model.tokens, "forward + backward")
 
-    def contestant(who: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    def contestant(who: str) -> tuple[Callable[[], Tensor], nn.Module]:
         net, pixels = _pair(model, options)
         ids = keep.to(options.device)
         if who == LATE:
-            return net, lambda: hf.late(net, pixels, ids)
+            return lambda: hf.late(net, pixels, ids), net
         if who in (OURS, ALL):
             fv.accelerate(net)
-        return net, model.runner(net, pixels, **({"keep": ids} if who == OURS else {}))
+        return model.runner(net, pixels, **({"keep": ids} if who == OURS else {})), net
 
     def build() -> Bench:
         if hf.missing():
@@ -233,15 +234,16 @@ def _step_case(options: Options, name: str, model: _Model) -> Case:
         made = {who: contestant(who) for who in (OURS, THEIRS, ALL, LATE)}
         works = {THEIRS: full, ALL: full}
         contestants = {
-            who: Contestant(call=_step(*made[who]), same=who in (OURS, LATE), flops=works.get(who)) for who in made
+            who: Contestant(call=training_step(*made[who]), same=who in (OURS, LATE), flops=works.get(who))
+            for who in made
         }
-        features = {who: Contestant(call=_quietly(made[who][1])) for who in made}
+        features = {who: Contestant(call=_quietly(made[who][0])) for who in made}
 
         def gate() -> str | None:
             pairs = ((OURS, LATE), (ALL, THEIRS))
             wrong = (
                 _same_outputs({who: features[who] for who in pair}, pair[1])
-                or _same_gradients(contestants, {who: made[who][0] for who in pair}, *pair)
+                or _same_gradients(contestants, {who: made[who][1] for who in pair}, *pair)
                 for pair in pairs
             )
             return next(filter(None, wrong), None)
@@ -264,7 +266,7 @@ def _step_case(options: Options, name: str, model: _Model) -> Case:
         min_rounds=2,
         clock="wall",
         facts={"model": name, "mask": 75, "direction": "forward + backward"},
-        peak={} if options.gpu else {who: (lambda who=who: _step(*contestant(who))) for who in (OURS, THEIRS)},
+        peak={} if options.gpu else {who: (lambda who=who: training_step(*contestant(who))) for who in (OURS, THEIRS)},
     )
 
 
@@ -279,17 +281,6 @@ def _quietly(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return call()
 
     return run
-
-
-def _step(model: nn.Module, features: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        model.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss = features().mean(1).square().mean()
-            loss.backward()
-        return loss.detach()
-
-    return call
 
 
 def _same_outputs(contestants: dict[str, Contestant], reference: str) -> str | None:

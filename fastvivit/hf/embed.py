@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,24 @@ def embed(projection: nn.Module, pixels: Tensor, pos: Tensor | None, keep: Tenso
         tokens = frames.unflatten(0, tuple(pixels.shape[:2])).flatten(1, 2)
     tokens = tokens if pos is None else tokens + pos
     return tokens if keep is None else F.gather_tokens(tokens, keep, distinct=True)
+
+
+def patches_forward(
+    module: nn.Module,
+    original: Callable,
+    norm: Norm,
+    /,
+    pixel_values: Tensor,
+    interpolate_pos_encoding: bool = False,
+    *,
+    pos: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """The forward of a ViViT's or VideoMAE's patch embeddings: tokens (B, K, D) of tubelets.
+
+    A module's own forward, so that hooks on it (``enable_input_require_grads``) still run.
+    """
+    return embed(module.projection, pixel_values, pos, keep, norm)
 
 
 def normalised(pixels: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:

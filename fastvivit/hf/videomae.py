@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastvivit.hf.attention import attend, must_be_original
 from fastvivit.hf.call import Link, Masking, choose, current
-from fastvivit.hf.embed import Norm, clip_grid, embed, kernel_of, normalised, positions
+from fastvivit.hf.embed import Norm, clip_grid, kernel_of, normalised, patches_forward, positions
 from fastvivit.hf.layers import patch_layers
 from fastvivit.hf.patches import replace
 from fastvivit.ops.linear import linear
@@ -97,20 +97,6 @@ def masked(keep: Tensor, tokens: int) -> Tensor:
     if (mask.sum(1) != tokens - keep.shape[1]).any():
         raise ValueError("keep: wanted distinct ids, got one twice in a clip")
     return mask
-
-
-def patches_forward(
-    module: nn.Module,
-    original: Callable,
-    norm: Norm,
-    /,
-    pixel_values: Tensor,
-    *,
-    pos: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> Tensor:
-    """Tokens of tubelets. A module's own forward, so that hooks on it (``enable_input_require_grads``) still run."""
-    return embed(module.projection, pixel_values, pos, keep, norm)
 
 
 def attention_forward(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastvivit.hf.attention import attend, must_be_original
 from fastvivit.hf.call import Link, choose
-from fastvivit.hf.embed import Norm, clip_grid, embed, kernel_of, positions
+from fastvivit.hf.embed import Norm, clip_grid, kernel_of, patches_forward, positions
 from fastvivit.hf.patches import replace
 from fastvivit.ops.tubelet_embed.geometry import Size3, grid_of
 
@@ -49,21 +49,6 @@ def embeddings_forward(
     tokens = module.patch_embeddings(pixel_values, pos=pos, keep=keep)
     head = (module.cls_token + table[:1]).expand(tokens.shape[0], -1, -1)
     return module.dropout(torch.cat((head, tokens), dim=1))
-
-
-def patches_forward(
-    module: nn.Module,
-    original: Callable,
-    norm: Norm,
-    /,
-    pixel_values: Tensor,
-    interpolate_pos_encoding: bool = False,
-    *,
-    pos: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> Tensor:
-    """Tokens of tubelets. A module's own forward, so that hooks on it (``enable_input_require_grads``) still run."""
-    return embed(module.projection, pixel_values, pos, keep, norm)
 
 
 def attention_forward(
