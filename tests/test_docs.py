@@ -1,6 +1,7 @@
 """Pages that are generated are up to date, links lead somewhere, and code on pages runs."""
 
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_code_of_the_readme_runs(heading):
     code = code_of(heading)
     # The shapes are what is shown, not the size of the model: a tiny one says the same in less time.
     exec(code.replace("ViViTConfig.base(", "ViViTConfig.tiny(depth=1, "), {})
+
+
+def test_training_is_called_as_the_readme_says():
+    code = code_of("Training on your clips")
+    (file,) = re.findall(r'from_toml\("(.+?)"\)', code)
+    (arguments,) = re.findall(r"fit\((.+?)\)", code)
+    bind = inspect.signature(fastvivit.train.fit).bind
+    eval(f"bind({arguments})", {"bind": bind, "config": fastvivit.train.TrainConfig.from_toml(ROOT / file)})
 
 
 def test_an_image_model_becomes_an_encoder_as_the_readme_says(tmp_path):
