@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from fastvivit.convert.build import account, load
 from fastvivit.convert.hf_names import PROJECTION, VIT_BLOCK
-from fastvivit.convert.hf_vivit import pixel_norm
 from fastvivit.convert.reader import Reader, check_waive, prefix_of, read_blocks
-from fastvivit.convert.settings import activation, hf_config, whole_clip
+from fastvivit.convert.settings import hf_config
 from fastvivit.convert.source import read_source
-from fastvivit.convert.weights import block_sizes, norm_pair
-from fastvivit.models import ViViTConfig
+from fastvivit.convert.video import video_config
+from fastvivit.convert.weights import norm_pair
 from fastvivit.modules.vivit import ViViT
 
 _KIND = "transformers VideoMAE"
@@ -76,21 +75,11 @@ def from_hf_videomae(
     reader = Reader(source.state, prefix)
     kernel = reader.take(f"{PROJECTION}.weight")
     layers = read_blocks(reader, _BLOCK) | norm_pair(reader, "norm", "layernorm")
-    cfg = ViViTConfig(
-        **whole_clip(settings, kernel.shape[2:]),
-        tubelet=tuple(kernel.shape[2:]),
-        channels=kernel.shape[1],
-        heads=settings["num_attention_heads"],
-        eps=settings["layer_norm_eps"],
-        act=activation(settings["hidden_act"]),
-        pool=pool,
-        cls=False,
-        images=False,
-        **pixel_norm(source.preprocessing(), mean, std),
-        **block_sizes(layers),
-    )
-    encoder = ViViT(cfg)
-    tensors = layers | {"embed.weight": kernel, "embed.pos": sine_positions(cfg.tokens, cfg.width)}
+    encoder = ViViT(video_config(source, settings, kernel, layers, pool=pool, cls=False, mean=mean, std=std))
+    tensors = layers | {
+        "embed.weight": kernel,
+        "embed.pos": sine_positions(encoder.config.tokens, encoder.config.width),
+    }
     bias = reader.optional(f"{PROJECTION}.bias")
     if bias is not None:
         tensors["embed.bias"] = bias

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fastvivit.convert.build import account, load
 from fastvivit.convert.hf_names import CLS, LAYOUTS, POSITIONS, PROJECTION, VIT_BLOCK
 from fastvivit.convert.reader import Reader, check_waive, prefix_of, read_blocks
-from fastvivit.convert.settings import activation, hf_config, whole_clip
+from fastvivit.convert.settings import hf_config
 from fastvivit.convert.source import read_source
-from fastvivit.convert.weights import block_sizes, norm_pair
-from fastvivit.models import ViViTConfig
+from fastvivit.convert.video import video_config
+from fastvivit.convert.weights import norm_pair
 from fastvivit.modules.vivit import ViViT
 
 _KIND = "transformers ViViT"
@@ -78,20 +78,7 @@ def from_hf_vivit(
             "from_image_vit reads image models"
         )
     layers = read_blocks(reader, VIT_BLOCK) | norm_pair(reader, "norm", "layernorm")
-    cfg = ViViTConfig(
-        **whole_clip(settings, kernel.shape[2:]),
-        tubelet=tuple(kernel.shape[2:]),
-        channels=kernel.shape[1],
-        heads=settings["num_attention_heads"],
-        eps=settings["layer_norm_eps"],
-        act=activation(settings["hidden_act"]),
-        pool=pool,
-        cls=True,
-        images=False,
-        **pixel_norm(source.preprocessing(), mean, std),
-        **block_sizes(layers),
-    )
-    encoder = ViViT(cfg)
+    encoder = ViViT(video_config(source, settings, kernel, layers, pool=pool, cls=True, mean=mean, std=std))
     tensors = layers | {"cls": reader.take(CLS)[0], "cls_pos": pos[:1], "embed.weight": kernel, "embed.pos": pos[1:]}
     bias = reader.optional(f"{PROJECTION}.bias")
     if bias is not None:
@@ -101,17 +88,6 @@ def from_hf_vivit(
     wide = {name: torch.promote_types(source.state[name].dtype, torch.float32) for name in own}
     heads = {name: source.state[name].detach().to(wide[name], copy=True) for name in own}
     return account(encoder, _KIND, reader, outside=_OUTSIDE, waive=waive, missing=missing, reshaped={}, heads=heads)
-
-
-def pixel_norm(
-    said: tuple[list[float], list[float]] | None,
-    mean: float | Sequence[float] | None,
-    std: float | Sequence[float] | None,
-) -> dict[str, Any]:
-    """``mean`` and ``std`` of a configuration: the caller's, else the image processor's, else the default."""
-    both = dict(zip(("mean", "std"), said or (0.5, 0.5), strict=True))
-    both |= {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
-    return {k: (v[0] if len(v) == 1 else tuple(v)) if isinstance(v, list | tuple) else v for k, v in both.items()}
 
 
 @torch.no_grad()
