@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -258,8 +258,15 @@ def masking(ceilings: dict, cases: dict[str, dict]) -> Figure | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="benchmarks.plots", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a file that fastvivit bench wrote")
+    return pictures_of(argv, "benchmarks.plots", __doc__.splitlines()[0], "fastvivit bench", draw)
+
+
+def pictures_of(
+    argv: list[str] | None, prog: str, about: str, writer: str, draw: Callable[[list[dict], Path], list[Path]]
+) -> int:
+    """The command line of a module that draws a results file; returns the exit status."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("results", type=Path, help=f"a file that {writer} wrote")
     parser.add_argument("--out", type=Path, help="folder of the pictures (default: plots beside the file)")
     given = parser.parse_args(argv)
     lines = [json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -6,13 +6,11 @@ it that is masked, and the tokens it stands for; a row of panels a model.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .plots import COLOURS, MARKERS, OUR_COLOUR, _about, _figure, _plain
+from .plots import COLOURS, MARKERS, OUR_COLOUR, _about, _figure, _plain, pictures_of
 from .sweep_points import ENCODERS
 
 # The device that section 6.1 of the paper has in mind.
@@ -100,14 +98,7 @@ def _lines(axis, rows: list[dict], x: str, y: Callable[[dict], float]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="benchmarks.sweep_plots", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a file that benchmarks.sweep wrote")
-    parser.add_argument("--out", type=Path, help="folder of the picture (default: plots beside the file)")
-    given = parser.parse_args(argv)
-    lines = [json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for path in draw(lines, given.out or given.results.parent / "plots" / given.results.stem):
-        print(path)
-    return 0
+    return pictures_of(argv, "benchmarks.sweep_plots", __doc__.splitlines()[0], "benchmarks.sweep", draw)
 
 
 if __name__ == "__main__":

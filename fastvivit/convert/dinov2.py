@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fastvivit.convert.hf_names import CLS, POSITIONS, PROJECTION
-from fastvivit.convert.reader import Reader, prefix_of, read_blocks
-from fastvivit.convert.settings import activation, hf_config, table_grid
+from fastvivit.convert.hf_names import PROJECTION
+from fastvivit.convert.hf_vit import vit_weights
+from fastvivit.convert.reader import Reader, prefix_of
+from fastvivit.convert.settings import hf_config
 from fastvivit.convert.source import Source
-from fastvivit.convert.weights import ImageWeights, norm_pair
+from fastvivit.convert.weights import ImageWeights
 
 KIND = "transformers DINOv2"
 _AT = "encoder.layer.{n}."
@@ -43,21 +44,4 @@ def read(source: Source, prefix: str) -> ImageWeights:
         raise ValueError("model_or_folder: wanted a DINOv2 without register tokens, got one with them")
     if "encoder.layer.0.mlp.fc1.weight" not in reader:
         raise ValueError("model_or_folder: wanted a DINOv2 with a plain feed-forward layer, got SwiGLU (ViT-g)")
-    config = hf_config(source.config, _DEFAULTS)
-    kernel, pos = reader.take(f"{PROJECTION}.weight"), reader.take(POSITIONS)[0]
-    return ImageWeights(
-        source=KIND,
-        reader=reader,
-        heads=config["num_attention_heads"],
-        eps=config["layer_norm_eps"],
-        act=activation(config["hidden_act"]),
-        kernel=kernel,
-        bias=reader.optional(f"{PROJECTION}.bias"),
-        pos=pos[1:],
-        grid=table_grid(pos.shape[0] - 1, tuple(kernel.shape[2:]), config["image_size"]),
-        cls=reader.take(CLS)[0],
-        cls_pos=pos[:1],
-        cls_name=CLS,
-        layers=read_blocks(reader, _BLOCK) | norm_pair(reader, "norm", "layernorm"),
-        outside=_OUTSIDE,
-    )
+    return vit_weights(reader, hf_config(source.config, _DEFAULTS), KIND, _BLOCK, _OUTSIDE)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from fastvivit.convert.hf_names import CLS, POSITIONS, PROJECTION, VIT_BLOCK
-from fastvivit.convert.reader import Reader, prefix_of, read_blocks
+from fastvivit.convert.reader import Names, Reader, prefix_of, read_blocks
 from fastvivit.convert.settings import activation, hf_config, table_grid
 from fastvivit.convert.source import Source
 from fastvivit.convert.weights import ImageWeights, norm_pair
@@ -26,11 +27,16 @@ def prefix(state: Mapping[str, Tensor]) -> str | None:
 
 def read(source: Source, prefix: str) -> ImageWeights:
     """Raises ``ValueError`` for tensors that are missing and for settings that nobody gave."""
-    config = hf_config(source.config, _DEFAULTS)
-    reader = Reader(source.state, prefix)
+    return vit_weights(Reader(source.state, prefix), hf_config(source.config, _DEFAULTS), KIND, VIT_BLOCK, _OUTSIDE)
+
+
+def vit_weights(
+    reader: Reader, config: Mapping[str, Any], kind: str, block: Mapping[str, Names], outside: tuple[str, ...]
+) -> ImageWeights:
+    """An image ViT with transformers' names around its blocks, whose own are ``block``."""
     kernel, pos = reader.take(f"{PROJECTION}.weight"), reader.take(POSITIONS)[0]
     return ImageWeights(
-        source=KIND,
+        source=kind,
         reader=reader,
         heads=config["num_attention_heads"],
         eps=config["layer_norm_eps"],
@@ -42,6 +48,6 @@ def read(source: Source, prefix: str) -> ImageWeights:
         cls=reader.take(CLS)[0],
         cls_pos=pos[:1],
         cls_name=CLS,
-        layers=read_blocks(reader, VIT_BLOCK) | norm_pair(reader, "norm", "layernorm"),
-        outside=_OUTSIDE,
+        layers=read_blocks(reader, block) | norm_pair(reader, "norm", "layernorm"),
+        outside=outside,
     )

@@ -159,7 +159,7 @@ class PerceiverResampler(nn.Module):
 
         Raises:
             ValueError: a wrong shape, dtype or device, or (on a CPU) bad ``cu_seqlens`` or too small a maximum. On a
-                GPU bad ``cu_seqlens`` make the whole result and its gradients NaN.
+                GPU bad ``cu_seqlens`` make the whole result NaN.
         """
         self._check(media, mask, cu_seqlens, max_seqlen)
         packed = cu_seqlens is not None
