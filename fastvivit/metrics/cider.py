@@ -21,8 +21,7 @@ def cider(hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tok
 
     Vedantam et al., *CIDEr: Consensus-based Image Description Evaluation* (arXiv 1411.5726), equations 1 to 3
     and section 6: clipped n-grams of orders 1 to 4, weighted by their inverse document frequency over the
-    clips, the Gaussian penalty of length with sigma 6 (lengths in bigrams, as the package counts them), the
-    mean over orders, references and clips, times 10.
+    clips, the Gaussian penalty of length with sigma 6, the mean over orders, references and clips, times 10.
 
     Document frequencies are those of the references given here, so scores of different sets of clips do not
     compare, and scores of few clips mean nothing: one clip alone scores 0 whatever it says. Below 20 clips
@@ -53,7 +52,7 @@ def cider_scores(
 
 @dataclass(frozen=True)
 class _Vector:
-    """A text's weighted n-grams, the norm for each order, and its length in bigrams."""
+    """A text's weighted n-grams, the norm for each order, and its length."""
 
     weights: dict[tuple[str, ...], float]
     norms: list[float]
@@ -83,7 +82,7 @@ def _weigh(counts: Counter[tuple[str, ...]], seen: Counter[tuple[str, ...]], cli
     squares = [0.0] * _ORDERS
     for gram, weight in weights.items():
         squares[len(gram) - 1] += weight**2
-    length = sum(count for gram, count in counts.items() if len(gram) == 2)
+    length = sum(count for gram, count in counts.items() if len(gram) == 1)
     return _Vector(weights, [math.sqrt(square) for square in squares], length)
 
 

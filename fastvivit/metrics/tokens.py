@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     | (?<!\w)no\.(?=\s*\d)
     | (?<!\w)\d{{1,2}}:\d\d(?=[ap]m\b)                    # 10:30 of 10:30pm
     | (?<!\w)[+-]?\d*[.,]\d+(?=[^\W\d])                   # 32.7 of 32.7k
-    | (?<!\w)[+-]?\d*(?:[.,:/-]?\d)+(?![-/]?\w)           # numbers, times, dates, fractions
+    | (?<!\w)[+-]?\.?\d+(?:[.,:/-]\d+)*(?![-/]?\w)       # numbers, times, dates, fractions
     | (?-i:[A-Z]{{1,3}}&[A-Z]{{1,3}})                       # AT&T
     | (?<!\w)(?:can(?=not\b)|gon(?=na\b)|wan(?=na\b)|got(?=ta\b)|lem(?=me\b)|gim(?=me\b)|y'(?=all\b|know\b))
     | (?<!\w)[cw]/o?(?!\w)

@@ -28,6 +28,8 @@ def test_ties_and_nan_count_against():
         ([1.0, NAN, 0.0], 0),
         ([NAN, -INF, -INF], 0),
         ([-5.0, -INF, -INF], 100),
+        ([-5.0], 100),
+        ([NAN], 0),
     ):
         assert multiple_choice(torch.tensor([row]), [0])["accuracy"] == accuracy, row
 
