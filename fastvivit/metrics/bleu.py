@@ -37,7 +37,7 @@ def bleu(
             reference.
     """
     _require_order(n)
-    return corpus_bleu(hypotheses, references, tokenize)[n - 1]
+    return corpus_bleu(hypotheses, references, tokenize=tokenize)[n - 1]
 
 
 def bleu_scores(
@@ -48,7 +48,9 @@ def bleu_scores(
     return [_orders(_count(*clip))[n - 1] for clip in split(hypotheses, references, tokenize)]
 
 
-def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: bool) -> list[float]:
+def corpus_bleu(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: bool = False
+) -> list[float]:
     """BLEU-1 to BLEU-4 of a corpus."""
     total: Counter[str] = Counter()
     for clip in split(hypotheses, references, tokenize):

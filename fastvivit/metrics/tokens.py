@@ -23,10 +23,10 @@ _TOKEN = re.compile(
     https?://[^\s"<>]*[^\s"<>.,;:!?')\]]                  # addresses
     | [\w.+-]+@[\w-]+(?:\.[\w-]+)+
     | (?<!\w)[\#@][^\W\d_]\w*                             # hashtags and names
-    | </?[^\W\d_][^<>]*>                                  # tags
+    | </?[^\W\d_][^<>\s]*>                                # tags
     | 't(?=is\b|was\b)
     | '\d\ds?\b                                           # the '90s
-    | '(?:em|til|cause)\b | 'n' | 'n(?!\w)               # rock 'n' roll
+    | '(?:em|til|cause)\b | 'n' | 'n(?!\w)                # rock 'n' roll
     | '(?:s|m|d|re|ve|ll)(?!\w)                           # clitics of the word before
     | n't(?!\w)
     | (?<!\w)(?:[^\W\d_]\.)+(?!\w)                        # initials, u.s., a.m.
@@ -34,8 +34,8 @@ _TOKEN = re.compile(
     | (?<!\w)no\.(?=\s*\d)
     | (?<!\w)\d{{1,2}}:\d\d(?=[ap]m\b)                    # 10:30 of 10:30pm
     | (?<!\w)[+-]?\d*[.,]\d+(?=[^\W\d])                   # 32.7 of 32.7k
-    | (?<!\w)[+-]?\.?\d+(?:[.,:/-]\d+)*(?![-/]?\w)       # numbers, times, dates, fractions
-    | (?-i:[A-Z]{{1,3}}&[A-Z]{{1,3}})                       # AT&T
+    | (?<!\w)[+-]?\.?\d+(?:[.,:/-]\d+)*(?![-/]?\w)        # numbers, times, dates, fractions
+    | (?-i:[A-Z]{{1,3}}&[A-Z]{{1,3}})                     # AT&T
     | (?<!\w)(?:can(?=not\b)|gon(?=na\b)|wan(?=na\b)|got(?=ta\b)|lem(?=me\b)|gim(?=me\b)|y'(?=all\b|know\b))
     | (?<!\w)[cw]/o?(?!\w)
     | (?<!\w)(?:[do]'|l'|qu')[^\W\d_]\w*                  # o'clock

@@ -38,6 +38,7 @@ def test_other_captions_part_as_stanfords_do():
         ("$5.00, 1,000 and 50%", "$ 5.00 1,000 and 50 %"),
         ("wow 😀 ÉCOLE 漢字", "wow école 漢字"),
         ("can't 32.7k", "ca n't 32.7 k"),
+        ("<b>bold</b> AT&T a&b", "<b> bold </b> at&t a & b"),
     ],
 )
 def test_one_by_one(text, tokens):
