@@ -39,7 +39,7 @@ def read(path: Path) -> Annotations:
 def _sources(name: Node) -> tuple[Source, ...]:
     match = _CLIP.fullmatch(name.name())
     if match is None or int(match["start"]) >= int(match["end"]):
-        raise name.wrong("YOUTUBEID_START_END, in seconds,")
+        raise name.wrong("YOUTUBEID_START_END in whole seconds")
     start, end = int(match["start"]), int(match["end"])
     length = float(end - start)
     cut = (name.name(), f"{match['video']}_{start}_{end}")
