@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -30,6 +32,21 @@ def here(tmp_path):
 def test_every_benchmark_is_a_name_of_the_command():
     annotation = get_type_hints(Import)["name"]
     assert get_args(annotation) == tuple(DATASETS)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+COMMANDS = [line for line in re.findall(r"`([^`]+)`", PAGE) if line.split()[0] in DATASETS and len(line.split()) > 1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_page_is_understood(call, command, tmp_path):
+    code, _, told = call("data", "import", *command.split(), tmp_path / "none", "--out", tmp_path / "m.jsonl")
+    # The options come first; what is wrong is only that nothing is there.
+    assert code == 2 and told.startswith("fastvivit data: videos: wanted a folder of video files, no such folder")
+
+
+def test_the_page_has_every_benchmark():
+    assert {command.split()[0] for command in COMMANDS} == set(DATASETS)
 
 
 def test_import(call, here):

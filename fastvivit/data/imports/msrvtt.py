@@ -33,14 +33,19 @@ def read(path: Path) -> Annotations:
 
 def _of_object(root: Node) -> Annotations:
     found = Annotations()
-    videos = {node.at("video_id").name(): node for node in root.at("videos").elements()}
+    videos: dict[str, Node] = {}
+    for node in root.at("videos").elements():
+        name = node.at("video_id").name()
+        if name in videos:
+            raise node.at("video_id").wrong("a video_id that no other of 'videos' has")
+        videos[name] = node
     said: dict[str, list[str]] = {name: [] for name in videos}
     for node in root.at("sentences").elements():
-        name, text = node.at("video_id"), node.at("caption")
-        if name.name() not in said:
-            raise name.wrong("a video_id that 'videos' has")
+        name, text = node.at("video_id").name(), node.at("caption")
+        if name not in said:
+            raise node.at("video_id").wrong("a video_id that 'videos' has")
         if text.text():
-            said[name.name()].append(text.text())
+            said[name].append(text.text())
         else:
             found.skipped.append(f"{text.place}: an empty caption")
     for name, node in videos.items():

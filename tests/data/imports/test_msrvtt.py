@@ -180,6 +180,11 @@ def test_what_is_skipped_is_told(written, videos):
             {"videos": [video(0, "test", "9")], "sentences": [sentence(0, "x")]},
             r"videos\[0\].start time: wanted a number, got '9'",
         ),
+        (
+            "a.json",
+            {"videos": [video(0, "test")] * 2, "sentences": []},
+            r"a.json: videos\[1\].video_id: wanted a video_id that no other of 'videos' has, got 'video0'",
+        ),
         ("a.json", {"videos": [], "sentences": []}, r"a.json: wanted at least one clip with captions, got none"),
         ("a.csv", "video_id,text\nvideo0,x\n", r"a.csv:2: wanted the field 'sentence', got only these: video_id, text"),
         ("a.csv", "video_id,sentence\nvideo0\n", r"a.csv:2: wanted 2 cells, as in line 1, got 1"),
