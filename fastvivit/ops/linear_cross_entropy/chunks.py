@@ -160,7 +160,9 @@ def _chunk(x: Tensor, head: Head, rows: Rows, losses: Tensor, slope_wanted: bool
     if not slope_wanted:
         return None
     slope = logits.mul_(total.reciprocal())
-    one = torch.ones_like(hit) if rows.bad is None else torch.ones_like(hit).masked_fill_(rows.bad[:, None], float("nan"))
+    one = (
+        torch.ones_like(hit) if rows.bad is None else torch.ones_like(hit).masked_fill_(rows.bad[:, None], float("nan"))
+    )
     slope.scatter_(1, ids, slope.gather(1, ids) - one)
     if tanh is not None:
         slope.mul_(tanh.square_().neg_().add_(1.0))

@@ -49,9 +49,7 @@ def _fake(x, weight, bias, target, ignore_index, scale, softcap, chunk, reductio
     )
 
 
-def _backward(
-    grad, count, dx, dw, db, x, weight, bias, target, ignore_index, scale, softcap, chunk, reduction, needs
-):
+def _backward(grad, count, dx, dw, db, x, weight, bias, target, ignore_index, scale, softcap, chunk, reduction, needs):
     if reduction == "none":
         by_row = grad.unsqueeze(1)
         if needs[1] or needs[2]:
@@ -93,9 +91,7 @@ def _backward_flops(grad, count, dx, dw, db, x, weight, *rest, **_kwargs) -> int
     return 4 * x[0] * x[1] * weight[0] if reduction == "none" and needs[1] else 0
 
 
-_ARGUMENTS = (
-    "Tensor target, int ignore_index, float scale, float softcap, SymInt chunk, str reduction, bool[] needs"
-)
+_ARGUMENTS = "Tensor target, int ignore_index, float scale, float softcap, SymInt chunk, str reduction, bool[] needs"
 LINEAR_CROSS_ENTROPY = define(
     f"linear_cross_entropy(Tensor x, Tensor weight, Tensor? bias, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
