@@ -160,15 +160,15 @@ def _chunk(x: Tensor, head: Head, rows: Rows, losses: Tensor, slope_wanted: bool
     if not slope_wanted:
         return None
     slope = logits.mul_(total.reciprocal())
-    one = (
-        torch.ones_like(hit) if rows.bad is None else torch.ones_like(hit).masked_fill_(rows.bad[:, None], float("nan"))
-    )
+    one = torch.ones_like(hit)
+    if rows.bad is not None:
+        one.masked_fill_(rows.bad.unsqueeze(1), float("nan"))
     slope.scatter_(1, ids, slope.gather(1, ids) - one)
     if tanh is not None:
         slope.mul_(tanh.square_().neg_().add_(1.0))
     if head.scale != 1.0:
         slope.mul_(head.scale)
-    return slope if rows.ignored is None else slope.masked_fill_(rows.ignored[:, None], 0.0)
+    return slope if rows.ignored is None else slope.masked_fill_(rows.ignored.unsqueeze(1), 0.0)
 
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -50,24 +50,23 @@ def _fake(x, weight, bias, target, ignore_index, scale, softcap, chunk, reductio
 
 
 def _backward(grad, count, dx, dw, db, x, weight, bias, target, ignore_index, scale, softcap, chunk, reduction, needs):
-    if reduction == "none":
-        by_row = grad.unsqueeze(1)
+    by_row = shared = grad
+    if reduction == "mean":
+        # With no row counted the loss is NaN, its gradient 0, as PyTorch has it.
+        by_row = shared = grad / count.clamp(min=1)
+    elif reduction == "none":
+        by_row, shared = grad.unsqueeze(1), 1.0
         if needs[1] or needs[2]:
             # Each row has a factor of its own, so its part of a sum over rows is made anew.
             rows = checked_rows(target, weight.shape[0], ignore_index)
             with torch.autocast(grad.device.type, enabled=False):
                 head, now = Head(weight, bias, scale, softcap), (False, needs[1], needs[2])
                 _, _, dw, db = run(_counted(x, rows), head, rows, now, chunk, _counted(grad, rows))
-        shared = None
-    else:
-        # With no row counted the loss is NaN, its gradient 0, as PyTorch has it.
-        by_row = shared = grad / count.clamp(min=1) if reduction == "mean" else grad
     none = grad.new_empty(0)
     # Multiplied before it is rounded: a 16-bit factor would cost digits, and float16 may not even hold it.
     gx = (dx.to(grad.dtype) * by_row).to(dx.dtype) if needs[0] else none
-    scaled = [sums if shared is None or not need else sums * shared for sums, need in zip((dw, db), needs[1:])]
-    gw = scaled[0].to(weight.dtype) if needs[1] else none.clone()
-    gb = scaled[1].to(bias.dtype) if needs[2] else none.clone()
+    gw = (dw * shared).to(weight.dtype) if needs[1] else none.clone()
+    gb = (db * shared).to(bias.dtype) if needs[2] else none.clone()
     return gx, gw, gb
 
 
