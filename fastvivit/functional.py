@@ -11,6 +11,7 @@ from torch.nn import functional as nnf
 
 from fastvivit._checks import FLOATING, require_ids, require_tensor
 from fastvivit.ops.gather_tokens.api import gather_tokens
+from fastvivit.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastvivit.ops.scatter_tokens.api import scatter_tokens
 from fastvivit.ops.segment_mean.api import segment_mean
 from fastvivit.ops.tubelet_embed.api import tubelet_embed
@@ -21,6 +22,7 @@ __all__ = [
     "attention",
     "gather_tokens",
     "inflate",
+    "linear_cross_entropy",
     "nce_loss",
     "pack",
     "random_keep",
