@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastvivit._folders import written_whole
-from fastvivit.models import ViViTConfig
+from fastvivit.models import ViViTConfig, check_fields
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
@@ -47,6 +49,8 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
             "pooler": pooler,
             "kind": type(model.text.model).__name__,
         }
+        if model.auxiliary is not None:
+            config["auxiliary"] = asdict(model.auxiliary.config)
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -82,7 +86,10 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
     if config.get("tuning") is not None:
         apply(model, config["tuning"])
     if config["model"] == "VideoTextModel":
-        model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
+        auxiliary = config.get("auxiliary", {})
+        check_fields(AuxiliaryConfig, auxiliary)
+        text = _text_tower(folder / TEXT, **config["text"])
+        model = VideoTextModel(model, text, config["dim"], AuxiliaryConfig(**auxiliary))
     state = load_file(folder / WEIGHTS)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
