@@ -18,6 +18,7 @@ LAYERS = [
     ("models",),
     ("modules",),
     ("convert", "tune", "hf"),
+    ("caption",),
     ("pretrained", "data"),
     ("search", "train"),
     ("cli",),
