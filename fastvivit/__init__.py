@@ -31,6 +31,7 @@ __all__ = [
     "ViViTConfig",
     "accelerate",
     "data",
+    "evaluation",
     "from_hf_videomae",
     "from_hf_vivit",
     "from_image_vit",
@@ -38,6 +39,7 @@ __all__ = [
     "hf",
     "load_pretrained",
     "metrics",
+    "modular",
     "restore",
     "save_pretrained",
     "temporal_mean",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train", "tune": "fastvivit.tune"}
+_LAZY = {name: f"fastvivit.{name}" for name in ("data", "evaluation", "hf", "modular", "train", "tune")}
 _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )

@@ -17,9 +17,10 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
-    ("convert", "tune", "hf"),
+    ("convert", "tune", "hf", "modular"),
     ("pretrained", "data"),
     ("search", "train"),
+    ("evaluation",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
