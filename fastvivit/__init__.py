@@ -26,9 +26,11 @@ __all__ = [
     "PerceiverResampler",
     "TextTower",
     "Tube",
+    "VideoCaptioner",
     "VideoTextModel",
     "ViViT",
     "ViViTConfig",
+    "Vision",
     "accelerate",
     "data",
     "evaluation",
@@ -53,6 +55,7 @@ _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )
 _LAZY_NAMES |= dict.fromkeys(("accelerate", "restore"), "fastvivit.hf.accelerate")
+_LAZY_NAMES |= dict.fromkeys(("VideoCaptioner", "Vision"), "fastvivit.caption")
 _LAZY_NAMES |= {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 

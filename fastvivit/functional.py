@@ -274,3 +274,12 @@ def unpack(packed: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
     require_ids("index", index, (1,), packed)
     batch, length = shape
     return scatter_tokens(packed.flatten(1), index, batch * length).view(batch, length, *packed.shape[1:])
+
+
+def linear_cross_entropy(
+    x, weight, target, bias=None, *, ignore_index=-100, reduction="mean", scale=1.0, softcap=0.0, chunk=None
+):
+    logits = torch.nn.functional.linear(x, weight, bias).float() * scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)

@@ -11,17 +11,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastvivit._folders import written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import read_settings, write_layers
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
 from fastvivit.tune import apply
 
 CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text"
+VIDEO, LANGUAGE = "video", "language"
+Model = ViViT | VideoTextModel | VideoCaptioner
 
 
-def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) -> Path:
+def save_pretrained(model: Model, folder: str | os.PathLike) -> Path:
     """Write ``model`` to ``folder``: config, weights, tuning, and a dual encoder's text config and tokenizer.
+
+    Of a captioner also the frozen encoder and language model, in folders of their own; ``VideoCaptioner.save`` writes
+    the trained part alone.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
 
@@ -29,7 +37,7 @@ def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) ->
         The folder.
 
     Raises:
-        ValueError: a model that is neither a ViViT nor a VideoTextModel.
+        ValueError: a model that is no ViViT, VideoTextModel or VideoCaptioner.
     """
     folder = Path(folder)
     with written_whole(folder) as scratch:
@@ -37,8 +45,11 @@ def save_pretrained(model: ViViT | VideoTextModel, folder: str | os.PathLike) ->
     return folder
 
 
-def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
+def write_pretrained(model: Model, folder: Path) -> None:
     """Write the files of ``save_pretrained`` into an existing folder."""
+    if isinstance(model, VideoCaptioner):
+        _write_captioner(model, folder)
+        return
     if isinstance(model, VideoTextModel):
         config = {"model": "VideoTextModel", "dim": model.dim, "video": model.video.config.to_dict()}
         pooler = getattr(model.text.model, "pooler", None) is not None
@@ -52,7 +63,7 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     elif isinstance(model, ViViT):
         config = {"model": "ViViT", "video": model.config.to_dict()}
     else:
-        raise ValueError(f"model: wanted a ViViT or a VideoTextModel, got {type(model).__name__}")
+        raise ValueError(f"model: wanted a ViViT, VideoTextModel or VideoCaptioner, got {type(model).__name__}")
     encoder = model.video if isinstance(model, VideoTextModel) else model
     if encoder.tuning is not None:
         config["tuning"] = encoder.tuning
@@ -61,7 +72,7 @@ def write_pretrained(model: ViViT | VideoTextModel, folder: Path) -> None:
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
+def load_pretrained(folder: str | os.PathLike) -> Model:
     """Read a model that ``save_pretrained`` wrote, in eval mode on the CPU.
 
     An encoder that ``fastvivit.tune`` had tuned is tuned again: the same parameters are frozen.
@@ -70,9 +81,11 @@ def load_pretrained(folder: str | os.PathLike) -> ViViT | VideoTextModel:
         ValueError: a folder without a model, an unknown config field or tuning, weights that do not fit.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    config = json.loads((folder / CONFIG).read_text()) if (folder / CONFIG).is_file() else {}
+    if config.get("model") == "VideoCaptioner":
+        return _load_captioner(folder)
+    if not config or not (folder / WEIGHTS).is_file():
         raise ValueError(f"folder: wanted {CONFIG} and {WEIGHTS} in it, got {str(folder)!r}")
-    config = json.loads((folder / CONFIG).read_text())
     if config.get("model") not in ("ViViT", "VideoTextModel"):
         raise ValueError(
             f"folder: wanted one that save_pretrained wrote, got another library's {CONFIG} in {str(folder)!r}; "
@@ -118,6 +131,31 @@ def _unshared(model: torch.nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[name] = tensor
     return found
+
+
+def _write_captioner(cap: VideoCaptioner, folder: Path) -> None:
+    (folder / CONFIG).write_text(json.dumps({"model": "VideoCaptioner"}, indent=2) + "\n")
+    write_layers(cap, folder)
+    (folder / VIDEO).mkdir()
+    write_pretrained(cap.video, folder / VIDEO)
+    cap.lm.save_pretrained(folder / LANGUAGE)
+    cap.tokenizer.save_pretrained(folder / LANGUAGE)
+
+
+def _load_captioner(folder: Path) -> VideoCaptioner:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = read_settings(folder)
+    resampler = settings.pop("resampler")
+    with torch.random.fork_rng(devices=[]):
+        cap = VideoCaptioner(
+            load_pretrained(folder / VIDEO),
+            AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, local_files_only=True, dtype="auto"),
+            AutoTokenizer.from_pretrained(folder / LANGUAGE, local_files_only=True),
+            resampler=False if resampler is None else PerceiverResampler(**resampler),
+            **settings,
+        )
+    return cap.load(folder).eval()
 
 
 def _text_tower(folder: Path, max_length: int, pooler: bool, kind: str | None = None) -> TextTower:

@@ -18,6 +18,7 @@ LAYERS = [
     ("models",),
     ("modules",),
     ("convert", "tune", "hf", "modular"),
+    ("caption",),
     ("pretrained", "data"),
     ("search", "train"),
     ("evaluation",),

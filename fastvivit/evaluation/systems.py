@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastvivit.caption import Vision
 from fastvivit.evaluation.clips import Clip
 from fastvivit.modular import CaptionAggregator, FrameSelector, fit_frames
 from fastvivit.modular.aggregator import clip_frames
@@ -88,7 +89,7 @@ class Direct:
     def describe(self, clips: Sequence[Clip], asking: Asking) -> list[str]:
         """See ``System``."""
         with _evaluating(self.captioner):
-            vision = _stack(self._encode(clips, asking))
+            vision = Vision.stack(self._encode(clips, asking))
             texts = self.captioner.generate(vision, asking.prompt, asking.max_new_tokens)
         return [text.strip() for text in texts]
 
@@ -96,24 +97,14 @@ class Direct:
         self, clips: Sequence[Clip], questions: Sequence[str], options: Sequence[Sequence[str]], asking: Asking
     ) -> list[Tensor]:
         """See ``System``: the options' log-likelihoods after the templated question."""
-        found: list[Tensor] = [torch.empty(0)] * len(clips)
+        # Not str.format, for which every other brace would be a field, too.
+        prompts = [asking.template.replace("{question}", question) for question in questions]
         with _evaluating(self.captioner):
-            encoded = self._encode(clips, asking)
-            for count in sorted({len(several) for several in options}):
-                places = [place for place, several in enumerate(options) if len(several) == count]
-                scores = self.captioner.score(
-                    _stack([encoded[place] for place in places]),
-                    # Not str.format, for which every other brace would be a field, too.
-                    [asking.template.replace("{question}", questions[place]) for place in places],
-                    [list(options[place]) for place in places],
-                    asking.normalise,
-                )
-                for place, row in zip(places, scores.float().cpu(), strict=True):
-                    found[place] = row
-        return found
+            vision = Vision.stack(self._encode(clips, asking))
+            scores = self.captioner.score(vision, prompts, [list(several) for several in options], asking.normalise)
+        return [row[: len(several)] for row, several in zip(scores.float().cpu(), options, strict=True)]
 
-    def _encode(self, clips: Sequence[Clip], asking: Asking) -> list[Any]:
-        """The vision of each clip, as the captioner's ``encode_video`` gives it for a batch of one."""
+    def _encode(self, clips: Sequence[Clip], asking: Asking) -> list[Vision]:
         frames = clip_frames(self.captioner, asking.frames)
         device = next(self.captioner.video.parameters()).device
         return [
@@ -235,10 +226,6 @@ def as_system(value: Any) -> System:
             f"without {', '.join(missing)}"
         )
     return Direct(value)
-
-
-def _stack(encoded: list[Any]) -> Any:
-    return type(encoded[0]).stack(encoded)
 
 
 @contextmanager

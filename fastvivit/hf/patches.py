@@ -27,8 +27,8 @@ def class_forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
 def refuse_replica() -> NoReturn:
     """Stands for a replaced module's ``_replicate_for_data_parallel``, and tells that the module is one."""
     raise ValueError(
-        "model: wanted DistributedDataParallel, or a model that fv.restore has undone, for an accelerated model, "
-        "got torch.nn.DataParallel"
+        "model: wanted DistributedDataParallel, or a model whose forwards fv.restore or VideoCaptioner.remove has put "
+        "back, got torch.nn.DataParallel"
     )
 
 
@@ -71,7 +71,7 @@ def undo(model: nn.Module) -> None:
     for name, module in done:
         if "forward" in module.__dict__ and replaced(module) is None:
             raise ValueError(
-                f"model: wanted the forward that fv.accelerate left in {name or 'the model itself'} "
+                f"model: wanted the forward that fastvivit left in {name or 'the model itself'} "
                 f"({type(module).__name__}), got one that replaced it since: take that away first"
             )
     for _, module in done:

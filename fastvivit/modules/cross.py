@@ -86,11 +86,29 @@ class CrossAttention(nn.Module):
         Raises:
             ValueError: as ``F.varlen_attention``.
         """
-        q = self.q_norm(self.q(x).unflatten(1, (self.heads, self.head_dim)))
+        k, v = self.keys(media)
+        return self.attend(x, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, schedule=schedule)
+
+    def keys(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (Mk, heads, head_dim) of media (Mk, media_width), for any number of ``attend``."""
         k, v = self.kv(media).unflatten(1, (2, self.heads, self.head_dim)).unbind(1)
-        k = self.k_norm(k)
         # Under autocast a LayerNorm may answer in float32.
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        return self.k_norm(k).to(v.dtype), v
+
+    def attend(
+        self,
+        x: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+        *,
+        schedule: Tensor | None = None,
+    ) -> Tensor:
+        """``forward`` with keys and values that ``keys`` has made."""
+        q = self.q_norm(self.q(x).unflatten(1, (self.heads, self.head_dim))).to(v.dtype)
         out = F.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, schedule=schedule)
         return self.proj(out.flatten(1))
 

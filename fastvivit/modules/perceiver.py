@@ -113,6 +113,11 @@ class PerceiverResampler(nn.Module):
         if out_dim is not None:
             require_counts(out_dim=out_dim)
         self.in_dim, self.concat_latents = in_dim, concat_latents
+        # The arguments, for those who write a resampler to disk.
+        self.settings = {
+            "dim": dim, "in_dim": in_dim, "depth": depth, "heads": heads, "latents": latents, "ff": ff,
+            "concat_latents": concat_latents, "qk_norm": qk_norm, "out_dim": out_dim, "head_dim": head_dim, "eps": eps,
+        }  # fmt: skip
         self.in_proj = Linear(in_dim, dim) if in_dim != dim else nn.Identity()
         self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)
         self.layers = nn.ModuleList(

@@ -33,7 +33,7 @@ def test_a_forward_that_someone_replaced_since_is_named(undo, inner, wrap):
     module.forward = wrap(ours)
     before, want = insides(model), model(video).logits
     name = r"vivit\.embeddings\.patch_embeddings \(Vivit" if inner else r"the model itself \(VivitFor"
-    with pytest.raises(ValueError, match=rf"model: wanted the forward that fv.accelerate left in {name}"):
+    with pytest.raises(ValueError, match=rf"model: wanted the forward that fastvivit left in {name}"):
         undo(model)
     assert insides(model) == before and torch.equal(model(video).logits, want)
     module.forward = ours

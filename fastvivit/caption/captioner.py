@@ -1,0 +1,402 @@
+"""A frozen video encoder and a frozen language model, and the little between them that is trained."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+import fastvivit.functional as F
+from fastvivit.caption.files import load_layers, save_layers
+from fastvivit.caption.gated import GatedCrossAttention
+from fastvivit.caption.insertion import Insertion, insert, remove, seeing
+from fastvivit.caption.language import Head, find_blocks, find_head, last_states, longest_text, width_of
+from fastvivit.caption.media import Media
+from fastvivit.caption.texts import Ids, Targets, Texts
+from fastvivit.caption.vision import Vision
+from fastvivit.modules.clips import Keep
+from fastvivit.modules.cross import require_counts
+from fastvivit.modules.linear import Linear
+from fastvivit.modules.perceiver import PerceiverResampler
+from fastvivit.modules.vivit import ViViT
+
+Video = Tensor | Sequence[Tensor] | Vision
+_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+
+
+class VideoCaptioner(nn.Module):
+    """Video to text as the paper has it (section 3.2, appendix A).
+
+    The tokens of a frozen encoder are averaged over time at each place, resampled by a Perceiver, and seen by gated
+    cross-attention in front of every block of a frozen causal language model. Only the resampler and the
+    cross-attention are trained. At the start the gates are shut, and the model writes what the language model writes.
+
+    The language model is any of transformers that is a stack of blocks (Llama, Qwen, GPT-2, OPT and the like, found by
+    structure). It keeps its class, weights, state dict and ``generate``; called by itself it is what it was, and
+    ``remove`` takes the new layers away for good. Encoder and language model are always in eval mode.
+
+    Args:
+        video: the encoder; frozen here.
+        lm: the language model; frozen here.
+        tokenizer: its tokenizer.
+        resampler: True makes the paper's (3 layers, 1024 wide, 8 heads, 4096 inner, as many latents as a clip has
+            places); one of your own; False leaves it out, and a linear layer leads to the language model's width.
+        every: a new layer in front of each ``every``-th block.
+        heads: attention heads of the new layers; None is as many of ``head_dim`` as fit the language model's width.
+        head_dim: width of a head.
+        ff: inner width of a gated feed-forward layer behind each cross-attention, as a multiple of the language
+            model's width. The paper names none (0); Flamingo has 4, which costs more than the attention.
+        over_time: average over time first. Without it the resampler sees every token, which the paper found unstable
+            past 16 to 32 frames; an encoder by tubes needs it so.
+
+    Attributes:
+        video: the encoder.
+        lm: the language model.
+        resampler: it, or None.
+        proj: what leads to the language model's width without a resampler, or None.
+        layers: the new layers, in the order of the blocks.
+
+    Raises:
+        ValueError: models of another kind, a resampler for another width, numbers out of range, tubes with
+            ``over_time``.
+    """
+
+    def __init__(
+        self,
+        video: ViViT,
+        lm: nn.Module,
+        tokenizer: Any,
+        resampler: bool | PerceiverResampler = True,
+        every: int = 1,
+        *,
+        heads: int | None = None,
+        head_dim: int = 64,
+        ff: int = 0,
+        over_time: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(video, ViViT):
+            raise ValueError(f"video: wanted a ViViT, got {type(video).__name__}")
+        if over_time and video.config.attention == "tubes":
+            raise ValueError("over_time: wanted False for an encoder by tubes, which share no places, got True")
+        blocks, width = find_blocks(lm), width_of(lm)
+        require_counts(every=every, head_dim=head_dim)
+        if every > len(blocks):
+            raise ValueError(f"every: wanted at most the {len(blocks)} blocks of the language model, got {every}")
+        if not isinstance(ff, int) or ff < 0:
+            raise ValueError(f"ff: wanted a whole number of at least 0, got {ff!r}")
+        if heads is None:
+            head_dim = min(head_dim, width)
+            heads = width // head_dim
+        require_counts(heads=heads)
+        self.settings = {"every": every, "heads": heads, "head_dim": head_dim, "ff": ff, "over_time": over_time}
+        self.tokenizer = tokenizer
+        self.texts = Texts(tokenizer, longest_text(lm, tokenizer))
+        self.resampler, self.proj = self._bridge(video, width, resampler)
+        media_width = self.resampler.num_features if self.resampler is not None else width
+        self.layers = nn.ModuleList(
+            GatedCrossAttention(width, media_width, heads, head_dim=head_dim, ff=ff)
+            for _ in range(len(blocks) // every)
+        )
+        self.insertion = Insertion()
+        insert(lm, {every * (i + 1) - 1: layer for i, layer in enumerate(self.layers)}, self.insertion)
+        self.video, self.lm = video.requires_grad_(False), lm.requires_grad_(False)
+        self.train(self.training)
+
+    @staticmethod
+    def _bridge(
+        video: ViViT, width: int, resampler: bool | PerceiverResampler
+    ) -> tuple[PerceiverResampler | None, Linear | None]:
+        """What leads from the encoder to the new layers: a resampler or a linear layer."""
+        if isinstance(resampler, PerceiverResampler):
+            if resampler.in_dim != video.num_features:
+                raise ValueError(
+                    f"resampler: wanted in_dim = {video.num_features}, the encoder's width, got {resampler.in_dim}"
+                )
+            return resampler, None
+        if not isinstance(resampler, bool):
+            raise ValueError(f"resampler: wanted True, False or a PerceiverResampler, got {type(resampler).__name__}")
+        if not resampler:
+            return None, Linear(video.num_features, width)
+        # As many latents as places, the paper's choice; tubes share no places.
+        places = 256 if video.config.attention == "tubes" else video.config.grid[1] * video.config.grid[2]
+        return PerceiverResampler(in_dim=video.num_features, latents=places, out_dim=width), None
+
+    def train(self, mode: bool = True) -> VideoCaptioner:
+        """Set the mode of the trained part; the frozen models stay in eval mode, without dropout."""
+        super().train(mode)
+        self.video.eval()
+        self.lm.eval()
+        return self
+
+    def remove(self) -> nn.Module:
+        """Take the new layers out of the language model, and return it as it was; it stays frozen."""
+        remove(self.lm)
+        return self.lm
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations inside blocks while training; they are computed again in the backward."""
+        self.insertion.checkpointing = enable
+        if self.resampler is not None:
+            self.resampler.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not decay, beside those of one dimension."""
+        return set() if self.resampler is None else {f"resampler.{name}" for name in self.resampler.no_weight_decay()}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict without the frozen models."""
+        return {n: t for n, t in self.state_dict().items() if not n.startswith(("video.", "lm."))}
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the new layers alone, with their settings and fingerprints of the frozen models.
+
+        The folder appears whole or not at all. ``fastvivit.save_pretrained`` writes the frozen models, too.
+        """
+        return save_layers(self, Path(folder))
+
+    def load(self, folder: str | os.PathLike[str], *, check: bool = True) -> VideoCaptioner:
+        """Put what ``save`` wrote in place.
+
+        Args:
+            folder: where it is.
+            check: refuse where encoder or language model are not the ones it was trained with, to the bit.
+
+        Raises:
+            ValueError: no such file, other settings or shapes, other frozen models.
+        """
+        load_layers(self, Path(folder), check=check)
+        return self
+
+    @torch.no_grad()
+    def encode_video(
+        self,
+        video: Tensor | Sequence[Tensor],
+        mask_ratio: float = 0.0,
+        *,
+        keep: Keep = None,
+        generator: torch.Generator | None = None,
+    ) -> Vision:
+        """What the frozen encoder makes of clips: all that the rest of the model needs of them, worth keeping.
+
+        Args:
+            video: B clips or images, as ``ViViT`` takes them.
+            mask_ratio: share of the tokens to drop; the paper drops 0.3, in training and after it (section 6.1).
+            keep: the tokens to keep instead.
+            generator: source of randomness for ``mask_ratio``.
+        """
+        out = self.video(video, mask_ratio=mask_ratio, keep=keep, generator=generator)
+        return Vision.of(out, over_time=self.settings["over_time"])
+
+    def look(self, video: Video, mask_ratio: float = 0.0, *, keep: Keep = None, generator=None) -> Media:
+        """What the language model's new layers see of B clips, with a graph to the resampler.
+
+        Args:
+            video: clips, or the ``Vision`` of clips, of which nothing more is dropped.
+            mask_ratio: as in ``encode_video``.
+            keep: as in ``encode_video``.
+            generator: as in ``encode_video``.
+
+        Raises:
+            ValueError: as ``ViViT``; a ``Vision`` of another width, or with ``keep``.
+        """
+        if not isinstance(video, Vision):
+            video = self.encode_video(video, mask_ratio, keep=keep, generator=generator)
+        elif keep is not None:
+            raise ValueError("keep: wanted None beside a Vision, which has its tokens already, got ids")
+        tokens, mask = video.tokens, video.mask
+        if tokens.shape[2] != self.video.num_features:
+            raise ValueError(
+                f"video: wanted tokens of width {self.video.num_features}, got shape {tuple(tokens.shape)}"
+            )
+        bridge = self.proj if self.resampler is None else self.resampler
+        tokens = tokens.to(next(bridge.parameters()).dtype)
+        clips, places = mask.shape
+        ends = torch.arange(clips + 1, dtype=torch.int32, device=mask.device)
+        if self.resampler is not None:
+            latents = self.resampler(tokens, mask)
+            return Media(tokens=latents.flatten(0, 1), cu_seqlens=ends * latents.shape[1], max_seqlen=latents.shape[1])
+        # Real tokens first, clip by clip; masked ones behind all of them, where no clip ends.
+        clip = torch.where(mask, ends[:-1].unsqueeze(1), clips).flatten()
+        rows = F.gather_tokens(tokens.flatten(0, 1), clip.argsort(stable=True), distinct=True)
+        return Media(tokens=self.proj(rows), cu_seqlens=nnf.pad(mask.sum(1).cumsum(0), (1, 0)).int(), max_seqlen=places)
+
+    def forward(
+        self,
+        video: Video,
+        texts: Sequence[str],
+        mask_ratio: float = 0.3,
+        *,
+        prompts: str | Sequence[str] = "",
+        keep: Keep = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The captioning loss, ``-log p(w_t | w_<t, video)`` averaged over the tokens of all texts (section 3.2).
+
+        Args:
+            video: B clips, or their ``Vision``.
+            texts: B captions; the end token after each is learned, too.
+            mask_ratio: share of the clips' tokens to drop, 0.3 as the paper; not used where ``keep`` or a ``Vision``
+                has decided that already.
+            prompts: what stands before each caption and is not learned; one for all, or B.
+            keep: the tokens to keep instead.
+            generator: source of randomness for ``mask_ratio``.
+
+        Returns:
+            0-d float32.
+
+        Raises:
+            ValueError: another number of texts than clips, and what ``look`` raises.
+        """
+        texts = _strings("texts", texts)
+        media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
+        prompts = _prompts(prompts, media.clips)
+        if len(texts) != media.clips:
+            raise ValueError(f"texts: wanted {media.clips} strings, one a clip, got {len(texts)}")
+        batch = self.texts.targets(prompts, texts, media.tokens.device, ended=True)
+        return self._losses(media, batch).mean()
+
+    def _losses(self, media: Media, batch: Targets) -> Tensor:
+        """(M,) float32 loss of each target."""
+        head = self._head
+        with seeing(self.insertion, media):
+            if head is None:
+                logits = self.lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+                return nnf.cross_entropy(logits.flatten(0, 1)[batch.index].float(), batch.target, reduction="none")
+            states = last_states(self.lm, batch.input_ids, batch.attention_mask)
+        return F.linear_cross_entropy(
+            states.flatten(0, 1)[batch.index], head.linear.weight, batch.target, head.linear.bias,
+            scale=head.scale, softcap=head.softcap, reduction="none",
+        )  # fmt: skip
+
+    @cached_property
+    def _head(self) -> Head | None:
+        return find_head(self.lm)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        video: Video,
+        prompt: str | Sequence[str] = "",
+        max_new_tokens: int = 32,
+        *,
+        mask_ratio: float = 0.0,
+        keep: Keep = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Describe clips. The clips are encoded once, their keys and values are computed once.
+
+        Args:
+            video: B clips, or their ``Vision``.
+            prompt: what each text goes on from; one for all, or B.
+            max_new_tokens: at most so many.
+            mask_ratio: share of the clips' tokens to drop. Nothing by default, so that the same clip gives the same
+                text; the paper drops 0.3 here, too.
+            keep: the tokens to keep instead.
+            generator: source of randomness for ``mask_ratio``.
+            options: of the language model's own ``generate``: ``num_beams``, ``do_sample``, ``cache_implementation``,
+                ``num_return_sequences`` and so on. Greedy without any.
+
+        Returns:
+            B texts without prompt and special tokens; several in a row for a clip with ``num_return_sequences``.
+
+        Raises:
+            ValueError: another number of prompts than clips, and what ``look`` raises.
+        """
+        require_counts(max_new_tokens=max_new_tokens)
+        media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
+        media.kept = True
+        prompts = _prompts(prompt, media.clips)
+        start: Ids = self.texts.prompts(prompts, max_new_tokens, media.tokens.device)
+        config = copy.deepcopy(self.lm.generation_config)
+        if not options.get("do_sample"):
+            options = _GREEDY | options
+        # Compiled for a static cache, every clip's keys would be new constants.
+        options = {"pad_token_id": self.texts.pad, "disable_compile": True} | options
+        with seeing(self.insertion, media):
+            ids = self.lm.generate(
+                input_ids=start.input_ids,
+                attention_mask=start.attention_mask,
+                generation_config=config,
+                max_new_tokens=max_new_tokens,
+                **options,
+            )
+        ids = getattr(ids, "sequences", ids)[:, start.input_ids.shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def score(
+        self,
+        video: Video,
+        prompts: str | Sequence[str],
+        options: Sequence[Sequence[str]],
+        normalise: str = "sum",
+        *,
+        mask_ratio: float = 0.0,
+        keep: Keep = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log-likelihood of options, each after its clip's prompt: multiple choice by the model's own preference.
+
+        Args:
+            video: B clips, or their ``Vision``; each is encoded once.
+            prompts: what stands before the options; one for all, or B.
+            options: for each clip one or more strings.
+            normalise: "sum" over an option's tokens, or their mean with "tokens".
+            mask_ratio: share of the clips' tokens to drop.
+            keep: the tokens to keep instead.
+            generator: source of randomness for ``mask_ratio``.
+
+        Returns:
+            (B, n) float32 with n the most options of a clip; -inf past the options of a clip with fewer.
+
+        Raises:
+            ValueError: an unknown ``normalise``, another number of prompts or lists than clips, an empty list.
+        """
+        if normalise not in ("sum", "tokens"):
+            raise ValueError(f"normalise: wanted 'sum' or 'tokens', got {normalise!r}")
+        lists = [_strings(f"options[{i}]", row) for i, row in enumerate(options)]
+        media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
+        prompts = _prompts(prompts, media.clips)
+        if len(lists) != media.clips:
+            raise ValueError(f"options: wanted {media.clips} lists of strings, one a clip, got {len(lists)}")
+        most = max(map(len, lists))
+        # Every clip gets equally many rows; what fills them up is not looked at.
+        filled = [row + row[:1] * (most - len(row)) for row in lists]
+        batch = self.texts.targets(
+            [prompt for prompt in prompts for _ in range(most)],
+            [option for row in filled for option in row],
+            media.tokens.device,
+            ended=False,
+        )
+        losses = self._losses(media, batch)
+        counts = torch.tensor(batch.counts, device=losses.device)
+        owner = torch.repeat_interleave(counts, output_size=len(losses))
+        sums = torch.zeros(len(counts), device=losses.device).index_add_(0, owner, -losses.float())
+        scores = (sums / counts.clamp(min=1) if normalise == "tokens" else sums).view(media.clips, most)
+        absent = torch.tensor([[place >= len(row) for place in range(most)] for row in lists], device=scores.device)
+        return scores.masked_fill(absent, float("-inf"))
+
+
+def _strings(name: str, value: Sequence[str]) -> list[str]:
+    if isinstance(value, str) or not value or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name}: wanted a list of strings, at least one, got {value!r}")
+    return list(value)
+
+
+def _prompts(value: str | Sequence[str], clips: int) -> list[str]:
+    """One prompt a clip."""
+    if isinstance(value, str):
+        return [value] * clips
+    found = _strings("prompts", value)
+    if len(found) != clips:
+        raise ValueError(f"prompts: wanted a string, or {clips} of them, one a clip, got {len(found)}")
+    return found

@@ -1,0 +1,90 @@
+"""New layers in front of the blocks of a language model that stays what it is.
+
+A block's forward is replaced on that one module (see ``hf/patches``); the new layer belongs to the captioner. So the
+model keeps its class, its state dict and its own ``generate``, and answers without a clip exactly as it did before.
+What a call's layers see travels beside it, in a thread's own variable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastvivit.caption.language import find_blocks
+from fastvivit.caption.media import Media
+from fastvivit.hf.patches import replace, replaced, undo
+
+
+class Insertion:
+    """Ties the new layers of one captioner together: a layer sees the media of its own captioner alone.
+
+    Attributes:
+        checkpointing: compute a block and its new layer again in the backward instead of keeping their activations.
+    """
+
+    def __init__(self) -> None:
+        self.checkpointing = False
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.seen: tuple[Insertion, Media] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def seeing(insertion: Insertion, media: Media) -> Iterator[None]:
+    """For as long as this lasts, in this thread, the layers of ``insertion`` see ``media``."""
+    before, _here.seen = _here.seen, (insertion, media)
+    try:
+        yield
+    finally:
+        _here.seen = before
+
+
+def insert(lm: nn.Module, layers: dict[int, nn.Module], insertion: Insertion) -> None:
+    """Put layers, each ``layer(hidden, media) -> hidden``, in front of the blocks of these numbers.
+
+    Raises:
+        ValueError: a model that has such layers already.
+    """
+    blocks = find_blocks(lm)
+    if any(replaced(block) is not None for block in blocks):
+        raise ValueError("lm: wanted a language model alone, got one that another VideoCaptioner holds: remove() first")
+    for number, layer in layers.items():
+        replace(blocks[number], _block_forward, insertion, layer)
+
+
+def remove(lm: nn.Module) -> None:
+    """Take the layers of ``insert`` away."""
+    undo(lm)
+
+
+def _block_forward(
+    block: nn.Module, original: Callable, insertion: Insertion, layer: nn.Module, /, *args: Any, **kwargs: Any
+) -> Any:
+    """A block's forward behind its new layer; alone where no clip is looked at."""
+    seen = _here.seen
+    if seen is None or seen[0] is not insertion:
+        return original(*args, **kwargs)
+    media = seen[1]
+    # Hidden states come first in every model's block, in some by name.
+    by_name = not args
+    hidden, rest = (kwargs.pop("hidden_states"), ()) if by_name else (args[0], args[1:])
+
+    def run(hidden: Tensor) -> Any:
+        hidden = layer(hidden, media)
+        return original(hidden_states=hidden, **kwargs) if by_name else original(hidden, *rest, **kwargs)
+
+    wanted = insertion.checkpointing or getattr(block, "gradient_checkpointing", False)
+    if wanted and torch.is_grad_enabled() and layer.training:
+        return checkpoint(run, hidden, use_reentrant=False)
+    return run(hidden)
