@@ -169,7 +169,9 @@ def _reading(options: Evaluate, setup: Any, known: float | None, clips: int) -> 
     """How clips are read, with a bar on a terminal."""
     frames, fps = options.frames, options.fps
     if setup is not None:
-        frames, fps = frames or setup.frames, fps or setup.fps
+        frames = setup.frames if frames is None else frames
+        fps = setup.fps if fps is None else fps
+    fps = next(rate for rate in (fps, known, 1.0) if rate is not None)
     bar = None
     if sys.stderr.isatty() and find_spec("tqdm") is not None:
         from tqdm import tqdm
@@ -178,10 +180,10 @@ def _reading(options: Evaluate, setup: Any, known: float | None, clips: int) -> 
     try:
         yield Reading(
             frames=frames,
-            fps=fps or known or 1.0,
+            fps=fps,
             batch_size=options.batch_size,
             workers=options.workers,
-            progress=bar and bar.update,
+            progress=None if bar is None else bar.update,
         )
     finally:
         if bar is not None:

@@ -111,7 +111,8 @@ def read_choice(reply: str, options: Sequence[str]) -> int | None:
     letters = ascii_uppercase[: len(options)]
     for pattern in (
         rf"^\W*([{letters}])(?:\s*$|\s*\n|\s*[).:,\]*])",
-        rf"(?i:\b(?:answer(?:\s+is)?|option))\W{{1,4}}(?!A\s+[a-z])([{letters}])\b",  # "answer: A man" is no A
+        rf"(?i:\boption)\W{{1,4}}([{letters}])\b",
+        rf"(?i:\banswer(?:\s+is)?)\W{{1,4}}(?!A\s+[a-z])([{letters}])\b",  # "answer: A man" is no A
         rf"\(([{letters}])\)",
     ):
         found = set(re.findall(pattern, reply))

@@ -16,6 +16,8 @@ _ROUNDING = 1e-7  # seconds; i / fps is rounded, and a picture at a segment's ve
 def uniform_segments(frames: int, fps: float, seconds: float) -> list[Segment]:
     """(start, end) of the parts of ``seconds`` that a clip is cut into; the last one may be shorter.
 
+    What is left at the end and holds no picture of its own belongs to the part before.
+
     Args:
         frames: pictures of the clip.
         fps: pictures per second; the clip lasts ``frames / fps``.
@@ -28,8 +30,9 @@ def uniform_segments(frames: int, fps: float, seconds: float) -> list[Segment]:
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{name}: wanted a finite number above 0, got {value!r}")
     length = frames / fps
-    count = max(1, math.ceil((length - _ROUNDING) / seconds))
-    return [(i * seconds, min((i + 1) * seconds, length)) for i in range(count)]
+    count = int(((frames - 1) / fps + _ROUNDING) / seconds) + 1
+    ends = [(i + 1) * seconds for i in range(count - 1)]
+    return list(zip([0.0, *ends], [*ends, length], strict=True))
 
 
 def check_segments(segments: Sequence[Sequence[float]], length: float) -> list[Segment]:
