@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from fastvivit import metrics
 from fastvivit.data import ClipDataset
 from fastvivit.evaluation.clips import Manifest, Reading, entries_of
 from fastvivit.evaluation.rows import Row, broken_rows, write_rows
@@ -16,16 +17,18 @@ def retrieval(
     model: VideoTextModel,
     manifest: Manifest,
     *,
+    per_caption: bool = False,
     reading: Reading | None = None,
     predictions: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
     """Text-to-video and video-to-text retrieval of a dual encoder, unmasked: ``fv.metrics.retrieval``.
 
-    Each of a video's captions is a query of its own; a video's rank is that of its best caption.
-
     Args:
         model: the dual encoder; left in the mode it was in.
         manifest: a manifest's path, or its entries.
+        per_caption: False: every caption is a query among all, a video is found by the best of its own. True:
+            scores are averaged over draws of one caption a video, for which every video must have equally many.
+            The paper averages over captions (appendix B) and leaves open which it means.
         reading: how clips are read; shorter ones repeat their last picture.
         predictions: a file to write a JSON line a caption to: its video, the rank of that, and the best video.
 
@@ -33,7 +36,8 @@ def retrieval(
         ``t2v_r1`` and the like in percent, ``clips``, ``broken``; ``twin`` where the manifest names twins.
 
     Raises:
-        ValueError: a bad manifest, no video that can be read.
+        ValueError: a bad manifest, no video that can be read, videos with different numbers of captions and
+            ``per_caption``.
     """
     reading, config = reading or Reading(), model.video.config
     dataset = ClipDataset(
@@ -45,6 +49,8 @@ def retrieval(
     found = evaluate(model, dataset, batch_size=reading.batch_size, workers=reading.workers, progress=reading.done)
     if predictions is not None:
         write_rows(predictions, [*_ranks(found, dataset), *broken_rows(dataset.failures.items())])
+    if per_caption:
+        return found.scores | metrics.retrieval(found.similarity, found.owners, per_caption=True)
     return found.scores
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 import fastvivit as fv
@@ -27,6 +28,21 @@ def test_scores_are_those_of_the_model_s_cosines(manifest, tmp_path):
     assert {name: found[name] for name in wanted} == wanted and found["clips"] == 4 and found["broken"] == 1
     lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     first = [line for line in lines if "rank" in line]
-    assert len(first) == 6 and 100 * sum(line["rank"] <= 1 for line in first) / 6 == found["t2v_r1"]
+    assert len(first) == 6 and sum(line["rank"] <= 1 for line in first) == round(6 * found["t2v_r1"] / 100)
     assert all((line["best"] == line["video"]) >= (line["rank"] == 1) for line in first)
     assert lines[-1]["video"].endswith("broken.mp4") and lines[-1]["error"]
+
+
+def test_scores_averaged_over_draws_of_one_caption_a_video(manifest):
+    model = make_dual()
+    captions = [["the digit one", "a digit"], ["moves up", "two"], ["moves down then left", "down"]]
+    path = manifest(*((str(name), said, {}) for name, said in enumerate(captions)))
+    found = retrieval(model, path, per_caption=True)
+    draws = [
+        retrieval(model, manifest(*((str(name), [said[draw]], {}) for name, said in enumerate(captions))))
+        for draw in (0, 1)
+    ]
+    for name in ("t2v_r1", "v2t_r1", "t2v_medr", "v2t_medr"):
+        assert found[name] == pytest.approx((draws[0][name] + draws[1][name]) / 2)
+    with pytest.raises(ValueError, match="groups: wanted"):
+        retrieval(model, manifest(("0", ["up", "down"], {}), ("1", ["two"], {})), per_caption=True)
