@@ -52,7 +52,7 @@ def test_three_systems_in_a_table(call, digits, run, cap, chat, tmp_path):
     assert code == 0 and "broken.mp4" in err, err
     table = [line.split() for line in out.splitlines()]
     assert table[0] == ["aggregator", "long", "selector"]
-    assert ["rouge_l_f1", "clips", "broken", "seconds_per_clip"] == [row[0] for row in table[1:]]
+    assert [row[0] for row in table[1:]] == ["rouge_l_f1", "clips", "broken", "seconds_per_clip"]
     assert table[2][1:] == ["2"] * 3 and table[3][1:] == ["1"] * 3
 
 

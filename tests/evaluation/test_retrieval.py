@@ -44,5 +44,5 @@ def test_scores_averaged_over_draws_of_one_caption_a_video(manifest):
     ]
     for name in ("t2v_r1", "v2t_r1", "t2v_medr", "v2t_medr"):
         assert found[name] == pytest.approx((draws[0][name] + draws[1][name]) / 2)
-    with pytest.raises(ValueError, match="groups: wanted"):
+    with pytest.raises(ValueError, match="groups: "):
         retrieval(model, manifest(("0", ["up", "down"], {}), ("1", ["two"], {})), per_caption=True)
