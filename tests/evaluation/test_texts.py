@@ -126,6 +126,16 @@ def test_the_paper_s_three_systems_side_by_side(manifest, teller):
     assert table[1].split() == ["rouge_l_f1", *(f"{found.scores[name]['rouge_l_f1']:.4g}" for name in systems)]
 
 
+def test_systems_see_no_more_than_there_is(manifest, teller):
+    path, asked, wide = manifest(SAID[0]), [], teller(frames=16)
+    parts = CaptionAggregator(lambda clip: "dark", lambda prompt: (asked.append(prompt), "so")[1], seconds=8)
+    chosen = Selected(FrameSelector(lambda frames, query: torch.arange(len(frames)), 3), wide, lambda *_: "it")
+    compare({"parts": parts, "chosen": chosen}, path, "captioning", reading=Reading(frames=256))
+    # The file has 20 pictures, whatever was asked for; 3 chosen ones fill 2 tubelets, not 16 pictures.
+    assert "0-8 s: dark\n8-16 s: dark\n16-20 s: dark\n\n" in asked[0]
+    assert [clip.shape[1] for clip in wide.clips] == [4]
+
+
 def test_the_prompt_is_the_query_and_the_aggregator_s_question(manifest, teller):
     path, asked = manifest(SAID[0]), []
     aggregator = CaptionAggregator(lambda clip: "dark", lambda prompt: (asked.append(prompt), "so")[1])
