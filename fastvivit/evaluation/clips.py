@@ -73,19 +73,14 @@ class Clip:
         """Randomness for this clip's mask: the same whatever is evaluated beside it."""
         return torch.Generator().manual_seed(sample_seed(seed, 0, self.index, "mask"))
 
-    def segments(self) -> list[tuple[float, float]]:
-        """The events that the entry's field ``segments`` lists as [start, end] in seconds, counted from its start.
+    def segments(self) -> list[tuple[float, float]] | None:
+        """The events in the clip, which the entry's field ``segments`` lists as [start, end] in seconds of the file.
 
-        Raises:
-            ValueError: no such field.
+        They are counted from the clip's start. None where there are none.
         """
-        given = self.entry.extra.get("segments")
-        if not given:
-            raise ValueError(
-                f"segments: wanted a list of [start, end] in the entry of {self.entry.video}, got {given!r}"
-            )
-        first = self.entry.start
-        return [(max(0.0, start - first), end - first) for start, end in given if end > first]
+        first, length = self.entry.start, self.video.shape[1] / self.fps
+        given = [(start - first, end - first) for start, end in self.entry.extra.get("segments", ())]
+        return [(max(0.0, start), end) for start, end in given if end > max(0.0, start) and start < length] or None
 
 
 def entries_of(manifest: Manifest) -> list[Entry]:

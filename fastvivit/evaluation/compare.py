@@ -20,7 +20,7 @@ from fastvivit.evaluation.rows import (
     write_rows,
 )
 from fastvivit.evaluation.setups import CAPTIONING, CHOICE, SUMMARIES
-from fastvivit.evaluation.systems import TEMPLATE, Asking, System, as_system
+from fastvivit.evaluation.systems import TEMPLATE, Aggregated, Asking, System, as_system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +168,9 @@ def compare(
     if task == CHOICE:
         for number, entry in enumerate(entries):
             check_question(number, entry)
+    oracle = any(isinstance(system, Aggregated) and system.oracle for system in named.values())
+    if oracle and not any(entry.extra.get("segments") for entry in entries):
+        raise ValueError("oracle: wanted entries with a field 'segments', got none in the manifest")
     answers, broken, seconds = _answers(named, entries, task, reading, asking)
     if predictions is not None:
         rows = [row | ({"system": name} if name else {}) for name, rows in answers.items() for row in rows]

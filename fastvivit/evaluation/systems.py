@@ -167,7 +167,8 @@ class Aggregated:
 
     Args:
         aggregator: cuts, captions and merges.
-        oracle: cut at the entry's field ``segments`` instead of every ``aggregator.seconds``.
+        oracle: cut at the entry's field ``segments`` "when available", as the paper has it, else every
+            ``aggregator.seconds``. ``compare`` wants it in one entry at least.
     """
 
     def __init__(self, aggregator: CaptionAggregator, *, oracle: bool = False) -> None:

@@ -46,3 +46,5 @@ def test_scores_averaged_over_draws_of_one_caption_a_video(manifest):
         assert found[name] == pytest.approx((draws[0][name] + draws[1][name]) / 2)
     with pytest.raises(ValueError, match="groups: "):
         retrieval(model, manifest(("0", ["up", "down"], {}), ("1", ["two"], {})), per_caption=True)
+    with pytest.raises(ValueError, match="model: wanted a VideoTextModel, got ViViT"):
+        retrieval(model.video, path)

@@ -83,6 +83,7 @@ def test_masks_depend_on_the_seed_and_the_clip_alone(manifest, teller):
     first = masks(0)
     assert {ratio for ratio, _ in first} == {0.4} and len(set(first)) == 4
     assert masks(0) == first and masks(0, batch_size=1) == first != masks(1)
+    assert masks(0, workers=1) == first
     # A broken file in another's place changes no other clip's mask.
     assert masks(0, [SAID[0], ("broken", ["nothing"], {}), *SAID[2:]]) == [first[0], *first[2:]]
 
@@ -146,16 +147,21 @@ def test_the_prompt_is_the_query_and_the_aggregator_s_question(manifest, teller)
         captioning(Selected(selector, teller()), path)
 
 
-def test_oracle_segments_come_from_the_entry(manifest, teller):
-    cap = teller()
-    aggregator = CaptionAggregator(cap, lambda prompt: prompt)
-    row = ("1", ["x"], {"start": 2.0, "extra": {"segments": [[3, 5], [1, 4], [0, 1], [8, 90]]}})
-    found = compare({"oracle": Aggregated(aggregator, oracle=True)}, manifest(row), "captioning")
-    assert found.scores["oracle"]["clips"] == 1 and len(cap.clips) == 3
-    clip = fv.evaluation.Clip(index=0, entry=fv.data.read_manifest(manifest(row))[0], video=None, fps=1.0)
-    assert clip.segments() == [(1.0, 3.0), (0.0, 2.0), (6.0, 88.0)]
-    with pytest.raises(ValueError, match="segments: wanted a list of"):
-        captioning(Aggregated(aggregator, oracle=True), manifest(SAID[0]))
+def test_oracle_segments_come_from_the_entry_when_available(manifest, teller):
+    asked = []
+    aggregator = CaptionAggregator(lambda clip: "dark", lambda prompt: (asked.append(prompt), "so")[1], seconds=16)
+    reading = Reading(frames=30, size=32)
+    rows = [
+        ("1", ["x"], {"start": 2.0, "extra": {"segments": [[3, 5], [1, 4], [0, 1], [8, 90], [50, 60]]}}),
+        ("1", ["x"], {"extra": {"segments": [[50, 60]]}}),  # none of them in this clip
+        ("1", ["x"], {}),
+    ]
+    compare({"oracle": Aggregated(aggregator, oracle=True)}, manifest(*rows), "captioning", reading=reading)
+    # The clip begins at 2 s and ends with the file, at 20 s.
+    assert "\n1-3 s: dark\n0-2 s: dark\n6-18 s: dark\n\n" in asked[0]
+    assert "\n0-16 s: dark\n16-20 s: dark\n\n" in asked[1] and asked[1] == asked[2]
+    with pytest.raises(ValueError, match="oracle: wanted entries with a field 'segments'"):
+        compare({"oracle": Aggregated(aggregator, oracle=True)}, manifest(SAID[0]), "captioning", reading=reading)
 
 
 def test_a_real_captioner_s_numbers(manifest):
