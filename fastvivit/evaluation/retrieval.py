@@ -36,8 +36,8 @@ def retrieval(
         ``t2v_r1`` and the like in percent, ``clips``, ``broken``; ``twin`` where the manifest names twins.
 
     Raises:
-        ValueError: another model, a bad manifest, no video that can be read, videos with different numbers of captions and
-            ``per_caption``.
+        ValueError: another model, a bad manifest, no video that can be read, videos with different numbers of
+            captions and ``per_caption``.
     """
     if not isinstance(model, VideoTextModel):
         raise ValueError(f"model: wanted a VideoTextModel, got {type(model).__name__}")
