@@ -115,7 +115,9 @@ def test_what_is_dropped_is_drawn_from_the_generator_or_given():
     drawn = cap.generate(tiny.clips(), "a", 6, mask_ratio=0.5, generator=torch.Generator().manual_seed(1))
     assert drawn == cap.generate(seen[0], "a", 6)
     keep = torch.arange(0, 32, 3).expand(3, -1)
-    assert cap.generate(tiny.clips(), "a", 6, keep=keep) == cap.generate(cap.encode_video(tiny.clips(), keep=keep), "a", 6)
+    assert cap.generate(tiny.clips(), "a", 6, keep=keep) == cap.generate(
+        cap.encode_video(tiny.clips(), keep=keep), "a", 6
+    )
     loss = cap(tiny.clips(), PROMPTS, keep=keep)
     assert torch.equal(loss, cap(cap.encode_video(tiny.clips(), keep=keep), PROMPTS))
 

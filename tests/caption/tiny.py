@@ -8,7 +8,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import fastvivit as fv
 
-WORDS = "a b c red blue cup dog falls rises then left right cat photo of the".split()
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "red",
+    "blue",
+    "cup",
+    "dog",
+    "falls",
+    "rises",
+    "then",
+    "left",
+    "right",
+    "cat",
+    "photo",
+    "of",
+    "the",
+]
 VOCABULARY = 300
 _ENDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
 _COMMON = {
@@ -67,6 +84,7 @@ def encoder(**changes):
 
 
 def resampler(**changes):
+    torch.manual_seed(0)
     settings = {"dim": 24, "in_dim": 24, "depth": 1, "heads": 2, "latents": 5, "ff": 24, "out_dim": 20}
     return fv.PerceiverResampler(**(settings | changes))
 
@@ -127,7 +145,10 @@ def tokenizer(kind="words"):
             made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
             alphabet = []
         made.train_from_iterator(
-            text, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
+            text,
+            trainers.BpeTrainer(
+                vocab_size=VOCABULARY, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+            ),
         )
         if kind == "pieces":
             from tokenizers.processors import TemplateProcessing
