@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import fastvivit as fv
 
-WORDS = [
+WORDS = [*"abc", "red", "blue", "cup", "dog", "falls", "rises", "then", "left", "right", "cat", "photo", "of", "the"]
     "a",
     "b",
     "c",
