@@ -9,23 +9,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import fastvivit as fv
 
 WORDS = [*"abc", "red", "blue", "cup", "dog", "falls", "rises", "then", "left", "right", "cat", "photo", "of", "the"]
-    "a",
-    "b",
-    "c",
-    "red",
-    "blue",
-    "cup",
-    "dog",
-    "falls",
-    "rises",
-    "then",
-    "left",
-    "right",
-    "cat",
-    "photo",
-    "of",
-    "the",
-]
 VOCABULARY = 300
 _ENDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
 _COMMON = {
