@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,7 +17,15 @@ import fastvivit.functional as F
 from fastvivit.caption.files import load_layers, save_layers
 from fastvivit.caption.gated import GatedCrossAttention
 from fastvivit.caption.insertion import Insertion, insert, remove, seeing
-from fastvivit.caption.language import Head, find_blocks, find_head, last_states, longest_text, width_of
+from fastvivit.caption.language import (
+    Head,
+    find_blocks,
+    find_head,
+    last_states,
+    longest_text,
+    queries_per_key,
+    width_of,
+)
 from fastvivit.caption.media import Media
 from fastvivit.caption.texts import Ids, Targets, Texts
 from fastvivit.caption.vision import Vision
@@ -52,6 +61,8 @@ class VideoCaptioner(nn.Module):
         every: a new layer in front of each ``every``-th block.
         heads: attention heads of the new layers; None is as many of ``head_dim`` as fit the language model's width.
         head_dim: width of a head.
+        kv_heads: heads of keys and values in the new layers. None shares a key among as many query heads as the
+            language model's own attention does, if that divides ``heads``: a token is written by reading all keys.
         ff: inner width of a gated feed-forward layer behind each cross-attention, as a multiple of the language
             model's width. The paper names none (0); Flamingo has 4, which costs more than the attention.
         over_time: average over time first. Without it the resampler sees every token, which the paper found unstable
@@ -79,6 +90,7 @@ class VideoCaptioner(nn.Module):
         *,
         heads: int | None = None,
         head_dim: int = 64,
+        kv_heads: int | None = None,
         ff: int = 0,
         over_time: bool = True,
     ) -> None:
@@ -96,8 +108,13 @@ class VideoCaptioner(nn.Module):
         if heads is None:
             head_dim = min(head_dim, width)
             heads = width // head_dim
-        require_counts(heads=heads)
-        self.settings = {"every": every, "heads": heads, "head_dim": head_dim, "ff": ff, "over_time": over_time}
+        if kv_heads is None:
+            kv_heads = heads // math.gcd(heads, queries_per_key(lm))
+        require_counts(heads=heads, kv_heads=kv_heads)
+        self.settings = {
+            "every": every, "heads": heads, "head_dim": head_dim, "kv_heads": kv_heads, "ff": ff,
+            "over_time": over_time,
+        }  # fmt: skip
         self.tokenizer = tokenizer
         self.texts = Texts(tokenizer, longest_text(lm, tokenizer))
         rows = lm.get_input_embeddings().weight.shape[0]
@@ -106,7 +123,7 @@ class VideoCaptioner(nn.Module):
         self.resampler, self.proj = self._bridge(video, width, resampler)
         media_width = self.resampler.num_features if self.resampler is not None else width
         self.layers = nn.ModuleList(
-            GatedCrossAttention(width, media_width, heads, head_dim=head_dim, ff=ff)
+            GatedCrossAttention(width, media_width, heads, head_dim=head_dim, kv_heads=kv_heads, ff=ff)
             for _ in range(len(blocks) // every)
         )
         self.insertion = Insertion(self.layers, width)

@@ -25,16 +25,25 @@ class GatedCrossAttention(nn.Module):
         media_width: of the media.
         heads: attention heads.
         head_dim: width of a head.
+        kv_heads: heads of keys and values; None is ``heads``.
         ff: inner width of the feed-forward layer as a multiple of ``width``; 0 leaves it out, 4 is Flamingo's.
         eps: of the LayerNorms.
     """
 
     def __init__(
-        self, width: int, media_width: int, heads: int, *, head_dim: int, ff: int = 0, eps: float = 1e-5
+        self,
+        width: int,
+        media_width: int,
+        heads: int,
+        *,
+        head_dim: int,
+        kv_heads: int | None = None,
+        ff: int = 0,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps)
-        self.attn = CrossAttention(width, media_width, heads, head_dim=head_dim)
+        self.attn = CrossAttention(width, media_width, heads, head_dim=head_dim, kv_heads=kv_heads)
         self.gate = nn.Parameter(torch.zeros(1))
         self.mlp = None
         if ff:
@@ -68,13 +77,16 @@ class GatedCrossAttention(nn.Module):
 
     def _attend_dense(self, rows: Tensor, media: Media, queries: Queries) -> Tensor:
         """The same over equally many tokens a clip: with one query a step, setting up packed attention costs more."""
-        k, v = media.keys(self, lambda tokens: self._dense_keys(tokens, media.clips))
-        q = self.attn.q(rows).view(media.clips, queries.max_seqlen, self.attn.heads, self.attn.head_dim)
-        out = nnf.scaled_dot_product_attention(q.transpose(1, 2), k, v)
-        return self.attn.proj(out.transpose(1, 2).reshape(rows.shape[0], -1))
+        attn, clips, length = self.attn, media.clips, queries.max_seqlen
+        k, v = media.keys(self, lambda tokens: self._dense_keys(tokens, clips))
+        # Heads that share a key see it as further queries: nothing is copied.
+        q = attn.q(rows).view(clips, length, attn.kv_heads, -1, attn.head_dim).transpose(1, 2).flatten(2, 3)
+        out = nnf.scaled_dot_product_attention(q, k, v)
+        out = out.view(clips, attn.kv_heads, length, -1).transpose(1, 2)
+        return attn.proj(out.reshape(rows.shape[0], -1))
 
     def _dense_keys(self, tokens: Tensor, clips: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, d), laid out as they are read."""
+        """Keys and values (B, kv_heads, S, d), laid out as they are read."""
         k, v = (rows.unflatten(0, (clips, -1)).transpose(1, 2).contiguous() for rows in self.attn.keys(tokens))
         return k, v
 

@@ -38,6 +38,15 @@ def width_of(lm: nn.Module) -> int:
     return width
 
 
+def queries_per_key(lm: nn.Module) -> int:
+    """How many query heads share a key in the model's own attention; 1 where it doesn't say."""
+    config = _text_config(lm)
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None)
+    known = isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared == 0
+    return heads // shared if known else 1
+
+
 def longest_text(lm: nn.Module, tokenizer) -> int:
     """Tokens that the model and its tokenizer take."""
     config = _text_config(lm)

@@ -19,11 +19,13 @@ class CrossAttention(nn.Module):
         media_width: D of the media.
         heads: attention heads.
         head_dim: width of a head; None is ``width / heads``.
+        kv_heads: heads of keys and values, each for as many query heads (Ainslie et al. 2023); None is ``heads``.
         qk_norm: whether queries and keys get a LayerNorm in each head (Dehghani et al. 2023, section 2).
         eps: of these LayerNorms.
 
     Raises:
-        ValueError: a number below 1, heads that do not divide ``width`` where ``head_dim`` is None.
+        ValueError: a number below 1, heads that do not divide ``width`` where ``head_dim`` is None, ``kv_heads`` that
+            do not divide ``heads``.
     """
 
     def __init__(
@@ -33,18 +35,22 @@ class CrossAttention(nn.Module):
         heads: int,
         *,
         head_dim: int | None = None,
+        kv_heads: int | None = None,
         qk_norm: bool = False,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        require_counts(width=width, media_width=media_width, heads=heads)
+        kv_heads = heads if kv_heads is None else kv_heads
+        require_counts(width=width, media_width=media_width, heads=heads, kv_heads=kv_heads)
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads: wanted a divisor of the {heads} heads, got {kv_heads}")
         if head_dim is None and width % heads:
             raise ValueError(f"heads: wanted a divisor of width {width}, got {heads}")
         head_dim = width // heads if head_dim is None else head_dim
         require_counts(head_dim=head_dim)
-        self.heads, self.head_dim = heads, head_dim
+        self.heads, self.head_dim, self.kv_heads = heads, head_dim, kv_heads
         self.q = Linear(width, heads * head_dim)
-        self.kv = Linear(media_width, 2 * heads * head_dim)
+        self.kv = Linear(media_width, 2 * kv_heads * head_dim)
         self.proj = Linear(heads * head_dim, width)
         self.q_norm = nn.LayerNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps) if qk_norm else nn.Identity()
@@ -90,8 +96,8 @@ class CrossAttention(nn.Module):
         return self.attend(x, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, schedule=schedule)
 
     def keys(self, media: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (Mk, heads, head_dim) of media (Mk, media_width), for any number of ``attend``."""
-        k, v = self.kv(media).unflatten(1, (2, self.heads, self.head_dim)).unbind(1)
+        """Keys and values (Mk, kv_heads, head_dim) of media (Mk, media_width), for any number of ``attend``."""
+        k, v = self.kv(media).unflatten(1, (2, self.kv_heads, self.head_dim)).unbind(1)
         # Under autocast a LayerNorm may answer in float32.
         return self.k_norm(k).to(v.dtype), v
 

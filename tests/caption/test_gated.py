@@ -18,9 +18,9 @@ def media_of(lengths=LENGTHS, past=2, kept=False, width=20):
     return Media(tokens=tokens, cu_seqlens=ends, max_seqlen=max(lengths), kept=kept)
 
 
-def layer_of(ff=0, opened=True):
+def layer_of(ff=0, opened=True, kv_heads=2):
     torch.manual_seed(1)
-    layer = GatedCrossAttention(24, 20, 3, head_dim=8, ff=ff)
+    layer = GatedCrossAttention(24, 20, 4, head_dim=8, kv_heads=kv_heads, ff=ff)
     if opened:
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, parameter.detach().mean().item(), 0.3)
@@ -30,8 +30,9 @@ def layer_of(ff=0, opened=True):
 def dense(layer, x, media):
     """Texts (n, width) of one clip with media (S, media_width)."""
     attn = layer.attn
-    q = attn.q(layer.norm(x)).unflatten(-1, (3, 8)).transpose(-3, -2)
-    k, v = (t.unflatten(-1, (3, 8)).transpose(-3, -2) for t in attn.kv(media).chunk(2, -1))
+    q = attn.q(layer.norm(x)).unflatten(-1, (4, 8)).transpose(-3, -2)
+    k, v = (t.unflatten(-1, (-1, 8)).transpose(-3, -2) for t in attn.kv(media).chunk(2, -1))
+    k, v = (t.repeat_interleave(4 // attn.kv_heads, -3) for t in (k, v))
     seen = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v if len(media) else torch.zeros_like(q)
     x = x + layer.gate.tanh() * attn.proj(seen.transpose(-3, -2).flatten(-2))
     if layer.mlp is not None:
@@ -42,8 +43,9 @@ def dense(layer, x, media):
 @pytest.mark.parametrize("ff", [0, 4])
 @pytest.mark.parametrize(("lengths", "kept"), [(LENGTHS, False), (LENGTHS, True), ([5, 5, 5], True)])
 @pytest.mark.parametrize("rows", [3, 6])
-def test_the_layer_is_dense_attention_clip_by_clip(ff, lengths, kept, rows):
-    layer, media = layer_of(ff), media_of(lengths, past=0 if lengths != LENGTHS else 2, kept=kept)
+@pytest.mark.parametrize("kv_heads", [1, 2, None])
+def test_the_layer_is_dense_attention_clip_by_clip(ff, lengths, kept, rows, kv_heads):
+    layer, media = layer_of(ff, kv_heads=kv_heads), media_of(lengths, past=0 if lengths != LENGTHS else 2, kept=kept)
     x = torch.randn(rows, 2, 24, requires_grad=True)
     parts = media.tokens.split([*lengths, len(media.tokens) - sum(lengths)])
     want = torch.cat([dense(layer, x[i : i + 1], parts[i // (rows // 3)]) for i in range(rows)])

@@ -27,14 +27,15 @@ def clip_by_clip(module, x, media, queries):
     outs = []
     for q_rows, rows in zip(x.split(queries), media.split(LENGTHS), strict=True):
         q = module.q_norm(module.q(q_rows).unflatten(1, (module.heads, -1))).transpose(0, 1)
-        k, v = (t.unflatten(1, (module.heads, -1)).transpose(0, 1) for t in module.kv(rows).chunk(2, 1))
+        k, v = (t.unflatten(1, (module.kv_heads, -1)).transpose(0, 1) for t in module.kv(rows).chunk(2, 1))
+        k, v = (t.repeat_interleave(module.heads // module.kv_heads, 0) for t in (k, v))
         scores = q @ module.k_norm(k).transpose(1, 2) / module.head_dim**0.5
         seen = scores.softmax(-1) @ v if len(rows) else torch.zeros_like(q)
         outs.append(module.proj(seen.transpose(0, 1).flatten(1)))
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize(("options"), [{}, {"head_dim": 16}, {"qk_norm": True}])
+@pytest.mark.parametrize(("options"), [{}, {"head_dim": 16}, {"qk_norm": True}, {"kv_heads": 1}])
 def test_cross_attention_is_dense_attention_clip_by_clip(options):
     module = randomised(CrossAttention(24, 40, 3, **options))
     queries = [2, 3, 0, 4]
