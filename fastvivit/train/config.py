@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvivit.models import ViViTConfig, plain
+from fastvivit.train.caption_config import CaptionConfig, LanguageConfig, VisionConfig
+from fastvivit.train.checks import above, at_least, one_of
+from fastvivit.train.presets import with_preset
 
-STAGES = ("contrastive",)
+STAGES = ("contrastive", "video_to_text", "finetune")
+_CAPTIONING = ("video_to_text", "finetune")
+# Fields that mean something in some stages alone; anything but their default is a mistake in the others.
+_ONLY_IN = {
+    "dim": ("contrastive",),
+    "model": ("contrastive",),
+    "text": ("contrastive",),
+    "init": ("contrastive",),
+    "start": _CAPTIONING,
+    "language": ("video_to_text",),
+    "vision": _CAPTIONING,
+    "captions": _CAPTIONING,
+}
 _STRATEGIES = ("random", "tube", "frame")
 _DEVICES = ("auto", "cpu", "cuda")
 _PRECISIONS = ("auto", "float32")
@@ -37,7 +51,7 @@ class TextConfig:
     max_length: int = 77
 
     def __post_init__(self) -> None:
-        _at_least("text", self, 1, "width", "depth", "heads", "max_length")
+        at_least("text", self, 1, "width", "depth", "heads", "max_length")
         if self.width % self.heads:
             raise ValueError(f"text.heads: wanted a divisor of width {self.width}, got {self.heads}")
 
@@ -55,7 +69,7 @@ class InitConfig:
     time_std: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least("init", self, 0, "time_std")
+        at_least("init", self, 0, "time_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +93,8 @@ class DataConfig:
     pair_twins: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("data", self, 0, "workers")
-        _above("data", self, 0, "fps")
+        at_least("data", self, 0, "workers")
+        above("data", self, 0, "fps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +116,8 @@ class OptimiserConfig:
     clip: float = 2.0
 
     def __post_init__(self) -> None:
-        _above("optimiser", self, 0, "lr", "eps", "clip")
-        _at_least("optimiser", self, 0, "weight_decay")
+        above("optimiser", self, 0, "lr", "eps", "clip")
+        at_least("optimiser", self, 0, "weight_decay")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimiser.betas: wanted two numbers, 0 <= beta < 1, got {self.betas}")
 
@@ -121,14 +135,17 @@ class ScheduleConfig:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least("schedule", self, 0, "warmup", "final")
+        at_least("schedule", self, 0, "warmup", "final")
         if self.final > 1:
             raise ValueError(f"schedule.final: wanted a share of the learning rate, 0 to 1, got {self.final}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Which tubelets a training clip loses before it is embedded (paper, section 4.3); scores see them all.
+    """Which tubelets a clip loses before it is embedded (paper, sections 4.3 and 6.1).
+
+    Held-out clips lose none in contrastive training. A captioner is scored as it is trained, as in the paper, with
+    one mask a clip that stays the same.
 
     Attributes:
         ratio: share to drop, 0 <= ratio < 1.
@@ -141,7 +158,7 @@ class MaskConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise ValueError(f"mask.ratio: wanted 0 <= ratio < 1, got {self.ratio}")
-        _one_of("mask.strategy", self.strategy, _STRATEGIES)
+        one_of("mask.strategy", self.strategy, _STRATEGIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,27 +184,38 @@ class RunConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        _at_least("run", self, 1, "log_every", "save_every", "keep_last")
-        _at_least("run", self, 0, "eval_every")
-        _one_of("run.device", self.device, _DEVICES)
-        _one_of("run.precision", self.precision, _PRECISIONS)
+        at_least("run", self, 1, "log_every", "save_every", "keep_last")
+        at_least("run", self, 0, "eval_every")
+        one_of("run.device", self.device, _DEVICES)
+        one_of("run.precision", self.precision, _PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
+    ``from_toml``, ``from_dict`` and ``for_stage`` give fields that are left out the paper's values for the stage
+    (``fastvivit.train.presets``); made directly, a run has those of the contrastive stage.
+
     Attributes:
-        stage: "contrastive": clips against captions, symmetric InfoNCE.
+        stage: "contrastive": clips against captions, symmetric InfoNCE. "video_to_text": a resampler and
+            cross-attention between a frozen encoder and a frozen language model, the captioning loss. "finetune":
+            the same layers trained on, from a captioner.
         steps: optimisation steps.
         data: see ``DataConfig``.
+        start: the folder of a run or of ``save_pretrained`` to begin with. For "video_to_text" a ViViT, or a
+            VideoTextModel whose encoder is taken; for "finetune" a VideoCaptioner.
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
         dim: dimensions of the space that clips and captions share.
         grad_checkpointing: compute activations again in the backward instead of keeping them.
-        model: the encoder. In TOML its table may name a preset: ``preset = "tiny"`` beside other fields.
+        model: the encoder; None is ViT-B, and with ``start`` the one that is there. In TOML its table may name a
+            preset: ``preset = "tiny"`` beside other fields.
         text: see ``TextConfig``.
         init: see ``InitConfig``.
+        language: see ``LanguageConfig``.
+        vision: see ``VisionConfig``.
+        captions: see ``CaptionConfig``.
         optimiser: see ``OptimiserConfig``.
         schedule: see ``ScheduleConfig``.
         mask: see ``MaskConfig``.
@@ -197,27 +225,47 @@ class TrainConfig:
     steps: int
     data: DataConfig
     stage: str = "contrastive"
+    start: str | None = None
     seed: int = 0
     batch_size: int = 512
     dim: int = 512
     grad_checkpointing: bool = False
-    model: ViViTConfig = field(default_factory=ViViTConfig)
+    model: ViViTConfig | None = None
     text: TextConfig = field(default_factory=TextConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _one_of("stage", self.stage, STAGES)
-        _at_least("", self, 1, "steps", "dim")
-        _at_least("", self, 2, "batch_size")  # a clip is learned by telling it from others
-        _at_least("", self, 0, "seed")
+        one_of("stage", self.stage, STAGES)
+        at_least("", self, 1, "steps", "dim")
+        # Contrastively, a clip is learned by telling it from others.
+        at_least("", self, 2 if self.stage == "contrastive" else 1, "batch_size")
+        at_least("", self, 0, "seed")
+        for declared in fields(self):
+            stages = _ONLY_IN.get(declared.name, STAGES)
+            default = declared.default if declared.default is not MISSING else declared.default_factory
+            if self.stage not in stages and getattr(self, declared.name) != (
+                default() if callable(default) else default
+            ):
+                raise ValueError(
+                    f"{declared.name}: wanted in stage {' or '.join(map(repr, stages))} only, got it in {self.stage!r}"
+                )
         if self.schedule.warmup >= self.steps:
             raise ValueError(
                 f"schedule.warmup: wanted fewer than the {self.steps} steps of the run, got {self.schedule.warmup}"
             )
+        if self.stage in _CAPTIONING:
+            if self.start is None:
+                raise ValueError(f"start: wanted the folder of a model for stage {self.stage!r}, got None")
+            return
+        if self.model is None:
+            object.__setattr__(self, "model", ViViTConfig())
         if self.model.pool is None:
             raise ValueError("model.pool: wanted an encoder that pools, got None")
         if self.model.attention == "tubes" and self.mask.strategy != "random":
@@ -229,14 +277,27 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> TrainConfig:
-        """The inverse of ``to_dict``.
+        """The inverse of ``to_dict``; fields that are left out have the stage's values of the paper.
 
         Raises:
             ValueError: an unknown field (with the nearest that exists), a missing one, a wrong type or value.
         """
         from fastvivit.train.reading import config_from
 
-        return config_from(cls, fields)
+        return config_from(cls, with_preset(fields))
+
+    @classmethod
+    def for_stage(cls, stage: str, **fields: Any) -> TrainConfig:
+        """A run of ``stage`` with the paper's values, but for ``fields``.
+
+        ``TrainConfig.for_stage("finetune", start="runs/a", data={"train": "clips.jsonl"}, optimiser={"lr": 1e-6})``:
+        a table is a dict of the fields that differ, or a config that takes its place whole.
+
+        Raises:
+            ValueError: as ``from_dict``.
+        """
+        given = {name: plain(asdict(value)) if is_dataclass(value) else value for name, value in fields.items()}
+        return cls.from_dict(given | {"stage": stage})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
@@ -253,26 +314,3 @@ class TrainConfig:
         from fastvivit.train.reading import read_toml
 
         return cls.from_dict(read_toml(Path(path), overrides))
-
-
-def _named(section: str, name: str) -> str:
-    return f"{section}.{name}" if section else name
-
-
-def _at_least(section: str, config: Any, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not least <= value < math.inf:
-            raise ValueError(f"{_named(section, name)}: wanted at least {least}, got {value!r}")
-
-
-def _above(section: str, config: Any, bound: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value > bound:
-            raise ValueError(f"{_named(section, name)}: wanted above {bound}, got {value!r}")
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: wanted one of {', '.join(map(repr, known))}, got {value!r}")
