@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastvivit.modules.clips import Kept, draw_keep
 from fastvivit.tokens import Views
-from fastvivit.train.config import MaskConfig, TrainConfig
+from fastvivit.train.config import MaskConfig
 from fastvivit.train.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
     return Kept(torch.cat([one.ids for one in drawn]), drawn[0].split)
 
 
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU unless the run wants float32; off on a CPU, where it gains nothing."""
-    enabled = device.type == "cuda" and config.run.precision == "auto"
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU unless ``precision`` is "float32"; off on a CPU, where it gains nothing."""
+    enabled = device.type == "cuda" and precision == "auto"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
@@ -67,7 +67,7 @@ def train_step(
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    with autocast(config, device):
+    with autocast(config.run.precision, device):
         found = stage.losses(model, batch, device)
     loss = found.pop("loss")
     optimiser.zero_grad(set_to_none=True)
