@@ -198,9 +198,7 @@ def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:
     return torch.stack([video.permute(1, 2, 3, 0) for video in videos]).permute(0, 4, 1, 2, 3)
 
 
-def collate(
-    items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], Any] = stack_clips
-) -> dict[str, Any]:
+def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], Any] = stack_clips) -> dict[str, Any]:
     """Make a batch of items.
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,12 +37,10 @@ class Evaluation:
     similarity: Tensor
 
 
-@torch.no_grad()
-def encode_clips(
-    model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0
-) -> tuple[Tensor, list[int]]:
-    """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries."""
-    device = model.logit_scale.device
+def heldout_batches(
+    dataset: ClipDataset, batch_size: int, workers: int = 0, collate: Callable[..., dict[str, Any]] = collate
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """All clips in order, as batches and those of their rows that count: broken files are replaced, but not twice."""
     loader = DataLoader(
         dataset,
         batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
@@ -48,16 +48,25 @@ def encode_clips(
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the training's random numbers
     )
-    vectors, entries, wanted = [], [], 0
+    wanted = 0
     for batch in loader:
         dataset.record_failures(batch["failures"])
         found = batch["index"].tolist()
         # A broken file's place is taken by another clip, which must not count twice.
-        good = [row for row, index in enumerate(found) if index == wanted + row]
+        yield batch, [row for row, index in enumerate(found) if index == wanted + row]
         wanted += len(found)
-        video = batch["video"].to(device)
+
+
+@torch.no_grad()
+def encode_clips(
+    model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0
+) -> tuple[Tensor, list[int]]:
+    """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries."""
+    vectors, entries = [], []
+    for batch, good in heldout_batches(dataset, batch_size, workers):
+        video = batch["video"].to(model.logit_scale.device)
         vectors.append(model.encode_video(video).float().cpu()[good])
-        entries += [found[row] for row in good]
+        entries += batch["index"][good].tolist()
     return torch.cat(vectors), entries
 
 

@@ -41,10 +41,14 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
     return Kept(torch.cat([one.ids for one in drawn]), drawn[0].split)
 
 
+def in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether products are taken in bfloat16: on a GPU, unless ``precision`` is "float32"."""
+    return device.type == "cuda" and precision == "auto"
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU unless ``precision`` is "float32"; off on a CPU, where it gains nothing."""
-    enabled = device.type == "cuda" and precision == "auto"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """bfloat16 where ``in_bfloat16``; off on a CPU, where it gains nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device))
 
 
 def train_step(

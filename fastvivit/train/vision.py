@@ -25,7 +25,7 @@ from fastvivit.train.checks import one_of
 from fastvivit.train.config import MaskConfig
 from fastvivit.train.hashes import FileHashes
 from fastvivit.train.progress import progress
-from fastvivit.train.step import autocast, draw_masks
+from fastvivit.train.step import autocast, draw_masks, in_bfloat16
 
 SETTINGS, HASHES = "settings.json", "files.jsonl"
 
@@ -97,7 +97,7 @@ class VisionCache:
             "mask": {"ratio": self.mask.ratio, "strategy": self.mask.strategy},
             "seed": seed,
             "dtype": dtype,
-            "precision": "bfloat16" if self._autocast()._enabled else "float32",
+            "precision": "bfloat16" if in_bfloat16(precision, self._device) else "float32",
         }
         folder = Path(folder)
         self.store = VisionStore(folder / _hash(self.settings), shard_bytes=shard_bytes)
@@ -142,29 +142,29 @@ class VisionCache:
         """
         if masks < 1:
             raise ValueError(f"masks: wanted at least 1, got {masks}")
-        clips: list[str | None] = []
-        reasons: dict[str | int, str] = {}
+        clips: list[str] = []
+        unread: dict[int, str] = {}
         missing: dict[str, Entry] = {}
         with progress(len(entries), "hashing files", "clip", quiet=quiet) as advance:
             for index, entry in enumerate(entries):
-                clips.append(None)
                 try:
-                    clips[index] = self.clip(entry)
+                    clip = self.clip(entry)
                 except OSError as error:
-                    reasons[index] = f"{entry.video}: {error.strerror}"
-                else:
-                    if any(f"{clips[index]}-{mask}" not in self.store for mask in range(masks)):
-                        missing[clips[index]] = entry
+                    clip, unread[index] = "", f"{entry.video}: {error.strerror}"
+                clips.append(clip)
+                if clip and any(f"{clip}-{mask}" not in self.store for mask in range(masks)):
+                    missing[clip] = entry
                 advance(1)
+        broken: dict[str, str] = {}
         if missing:
             with file_written_whole(self.store.folder / SETTINGS) as scratch:
                 scratch.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-            reasons |= self._encode_all(missing, masks, batch_size, workers, quiet)
+            broken = self._encode_all(missing, masks, batch_size, workers, quiet)
+        reasons = [unread.get(index) or broken.get(clip) for index, clip in enumerate(clips)]
         return [
-            Failure(index, str(entries[index].video), reasons[key])
-            for index, clip in enumerate(clips)
-            for key in (index, clip)
-            if key in reasons
+            Failure(index, str(entries[index].video), reason)
+            for index, reason in enumerate(reasons)
+            if reason is not None
         ]
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ class VisionCache:
             with progress(len(missing), "encoding clips", "clip", quiet=quiet) as advance:
                 for batch in loader:
                     videos: dict[str, Tensor] = {}
-                    for clip, found in zip(names, batch):  # noqa: B905 (the last batch is shorter)
+                    for found, clip in zip(batch, names):  # noqa: B905 (batches are shorter than what is left)
                         if isinstance(found, str):
                             broken[clip] = found
                         else:
@@ -203,11 +203,10 @@ class VisionCache:
         clips = [clip for clip in videos if f"{clip}-{mask}" not in self.store]
         if not clips:
             return
-        device = next(self.encoder.parameters()).device
         keep = draw_masks(torch.tensor([self.mask_seed(clip, mask) for clip in clips]), self.views, self.mask)
         video = stack_clips([videos[clip] for clip in clips])
-        with self._autocast():
-            out = self.encoder(video.to(device), keep=None if keep is None else keep.to(device))
+        with autocast(self.precision, self._device):
+            out = self.encoder(video.to(self._device), keep=None if keep is None else keep.to(self._device))
         vision = Vision.of(out, over_time=self.over_time)
         vision = Vision(vision.tokens.to(self.dtype), vision.mask).to("cpu")
         for place, clip in enumerate(clips):
@@ -217,8 +216,9 @@ class VisionCache:
         """The seed of a clip's mask of this number; ``clip`` is what it is known by."""
         return sample_seed(self.seed, mask, int(clip, 16), "vision")
 
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.precision, next(self.encoder.parameters()).device)
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
 
 
 class VisionDataset(ClipDataset):
@@ -232,6 +232,9 @@ class VisionDataset(ClipDataset):
         masks: how many masks of a clip to draw from.
         seed: the run's seed.
         failures: what ``build`` returned.
+
+    Attributes:
+        known: the same; no item finds any more.
 
     Raises:
         ValueError: an entry that is neither in the cache nor among the failures.
@@ -248,6 +251,7 @@ class VisionDataset(ClipDataset):
     ) -> None:
         super().__init__(entries, frames=cache.frames, fps=cache.fps, size=cache.size, seed=seed)
         self.record_failures(failures)
+        self.known = tuple(failures)
         self.store, self.masks = cache.store, masks
         self._clips = ["" if self._broken[index] else cache.clip(entry) for index, entry in enumerate(entries)]
         for index, clip in enumerate(self._clips):
