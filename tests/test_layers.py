@@ -20,7 +20,7 @@ LAYERS = [
     ("convert", "tune", "hf"),
     ("caption",),
     ("pretrained", "data"),
-    ("search", "train"),
+    ("search", "train", "describe"),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

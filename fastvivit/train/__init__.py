@@ -1,5 +1,13 @@
 """Training: one configuration, one loop, exact resume, a report."""
 
+from fastvivit.train.caption_config import (
+    CaptionConfig,
+    CrossConfig,
+    LanguageConfig,
+    ResamplerConfig,
+    VisionConfig,
+)
+from fastvivit.train.captions import CaptionEvaluation, evaluate_captions
 from fastvivit.train.checkpoint import latest_checkpoint
 from fastvivit.train.config import (
     DataConfig,
@@ -15,19 +23,29 @@ from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.loop import fit
 from fastvivit.train.step import NonFiniteLoss
+from fastvivit.train.vision import VisionCache, VisionDataset
 
 __all__ = [
+    "CaptionConfig",
+    "CaptionEvaluation",
+    "CrossConfig",
     "DataConfig",
     "Evaluation",
     "InitConfig",
+    "LanguageConfig",
     "MaskConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
+    "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",
     "TextConfig",
     "TrainConfig",
+    "VisionCache",
+    "VisionConfig",
+    "VisionDataset",
     "evaluate",
+    "evaluate_captions",
     "fit",
     "latest_checkpoint",
     "read_metrics",
