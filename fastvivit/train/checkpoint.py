@@ -124,7 +124,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
 
 def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
-    for path in (run / FOLDER).glob(".step-*"):
+    for path in (*(run / FOLDER).glob(".step-*"), *run.glob(".language-*"), *run.glob(".model-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
