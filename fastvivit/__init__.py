@@ -8,6 +8,7 @@ from typing import Any
 from fastvivit import functional, metrics
 from fastvivit._backends import BackendError
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionPool",
+    "AuxiliaryConfig",
     "BackendError",
     "EncoderOutput",
     "ImportReport",

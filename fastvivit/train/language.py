@@ -13,7 +13,7 @@ from torch.nn import functional as nnf
 from fastvivit._folders import written_whole
 from fastvivit.caption.texts import Texts
 from fastvivit.data import EpochSampler, sample_seed
-from fastvivit.train.caption_config import LanguageConfig
+from fastvivit.train.caption_tables import LanguageConfig
 from fastvivit.train.progress import progress
 from fastvivit.train.words import word_tokenizer
 
