@@ -35,6 +35,7 @@ __all__ = [
     "Vision",
     "accelerate",
     "data",
+    "evaluation",
     "from_hf_videomae",
     "from_hf_vivit",
     "from_image_vit",
@@ -42,6 +43,7 @@ __all__ = [
     "hf",
     "load_pretrained",
     "metrics",
+    "modular",
     "restore",
     "save_pretrained",
     "temporal_mean",
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train", "tune": "fastvivit.tune"}
+_LAZY = {name: f"fastvivit.{name}" for name in ("data", "evaluation", "hf", "modular", "train", "tune")}
 _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
 import fastvivit.functional as F
 from fastvivit.modules.linear import Linear
@@ -113,8 +112,8 @@ class AuxiliaryHead(nn.Module):
 
     def loss(self, x: Tensor, text: TextTower, target: Tensor) -> Tensor:
         """Mean cross-entropy of rows x (n, D) against target (n,) int64, 0-d; 0 where there is none."""
-        logits = nnf.linear(self.out(x), text.embeddings.weight, self.bias)
-        return nnf.cross_entropy(logits, target, reduction="sum") / max(1, target.shape[0])
+        total = F.linear_cross_entropy(self.out(x), text.embeddings.weight, target, self.bias, reduction="sum")
+        return total / max(1, target.shape[0])
 
 
 class MaskedLanguageHead(AuxiliaryHead):

@@ -66,7 +66,9 @@ def add_video(into: Annotations, video: Video, level: str, first: float | None) 
         if level == "video":
             captions = tuple(sentence.text for sentence in said)
         end = first if first is not None and first < video.duration else None
-        into.clips.append(_clip(video, captions, (0.0, end, end or video.duration), {}))
+        # What the paper calls oracle segments: where each sentence's event is.
+        events = [[sentence.start, sentence.end] for sentence in said if sentence.end > sentence.start]
+        into.clips.append(_clip(video, captions, (0.0, end, end or video.duration), {"segments": events}))
     else:
         into.skipped.append(f"{video.id}: no sentence")
 

@@ -111,6 +111,7 @@ def test_activitynet_first_seconds(activities):
         "A weight lifting tutorial is given. The coach helps the guy with proper posture.",
     )
     assert found.seconds == 26.5
+    assert found.entries[0].extra["segments"] == [[0.28, 55.15], [13.79, 54.32]]
     assert [(entry.start, entry.end) for entry in activities(first=16).entries] == [
         (0.28, 16.28), (13.79, 29.79), (0.0, 10.5),
     ]  # fmt: skip
@@ -146,6 +147,7 @@ def test_what_is_skipped_is_told(written, videos):
     )
     found = import_annotations("activitynet", path, folder, level="paragraph")
     assert [entry.captions for entry in found.entries] == [("a. b. d.",)]
+    assert found.entries[0].extra["segments"] == [[2.0, 3.0]]
     assert found.skipped == (f"{place}[2]: an empty sentence", "v_bbbbbbbbbbb: no sentence")
 
 
