@@ -12,8 +12,6 @@ from fastvivit.describe import describe_files, spaced_windows
 from fastvivit.search import find_videos
 from fastvivit.train import latest_checkpoint, read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:Passing .generation_config.")
-
 
 @pytest.fixture
 def files(digits):

@@ -31,8 +31,6 @@ from fastvivit.train.step import draw_masks, train_step
 from tests.train.test_loop import parsed
 from tests.train.test_resume import losses, stop_after
 
-pytestmark = pytest.mark.filterwarnings("ignore:Passing .generation_config.")
-
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
