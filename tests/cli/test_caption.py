@@ -139,8 +139,8 @@ def test_train_and_finetune_from_files(call, captioner, digits, tmp_path):
     assert code == 0 and "rouge_l_coco" in out and "report: " in out, err
     assert len(read_metrics(tmp_path / "run")) == 3
     assert call("train", path, "--out", tmp_path / "run", "--resume")[0] == 0
-    code, _, err = call("train", path, "--out", tmp_path / "b", "--override", "captions.promt=x")
-    assert code == 2 and "captions.promt: no such field of CaptionConfig (did you mean 'prompt'?)" in err
+    code, _, err = call("train", path, "--out", tmp_path / "b", "--override", "captions.prompts=x")
+    assert code == 2 and "captions.prompts: no such field of CaptionConfig (did you mean 'prompt'?)" in err
 
 
 def test_windows_of_a_file(files):

@@ -249,8 +249,8 @@ def captions_of(**changes):
         (captions_of(captions={"describe": -1}), "captions.describe: wanted at least 0, got -1"),
         (captions_of(captions={"max_new_tokens": 0}), "captions.max_new_tokens: wanted at least 1, got 0"),
         (
-            captions_of(captions={"promt": ""}),
-            "captions.promt: no such field of CaptionConfig (did you mean 'prompt'?)",
+            captions_of(captions={"prompts": ""}),
+            "captions.prompts: no such field of CaptionConfig (did you mean 'prompt'?)",
         ),
         (merged(stage=["finetune"]), "stage: wanted a string, got ['finetune']"),
     ],
