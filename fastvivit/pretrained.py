@@ -14,6 +14,7 @@ from torch import Tensor
 from fastvivit._folders import written_whole
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import read_settings, write_layers
+from fastvivit.caption.quiet import no_bars
 from fastvivit.models import ViViTConfig, check_fields
 from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.dual import VideoTextModel
@@ -145,7 +146,8 @@ def _write_captioner(cap: VideoCaptioner, folder: Path) -> None:
     write_layers(cap, folder)
     (folder / VIDEO).mkdir()
     write_pretrained(cap.video, folder / VIDEO)
-    cap.lm.save_pretrained(folder / LANGUAGE)
+    with no_bars():
+        cap.lm.save_pretrained(folder / LANGUAGE)
     cap.tokenizer.save_pretrained(folder / LANGUAGE)
 
 
@@ -154,7 +156,7 @@ def _load_captioner(folder: Path) -> VideoCaptioner:
 
     settings = read_settings(folder)
     resampler = settings.pop("resampler")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_bars():
         cap = VideoCaptioner(
             load_pretrained(folder / VIDEO),
             AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, local_files_only=True, dtype="auto"),

@@ -102,12 +102,16 @@ def read_windows(path: Path, frames: int, fps: float, size: int | tuple[int, int
             missing = frames - clip.shape[1]
             if missing > frames // 2 and (chunk or place):
                 return
-            if missing:
-                clip = torch.cat([clip, clip[:, -1:].expand(-1, missing, -1, -1)], dim=1)
-            yield start + place / fps, clip
+            yield start + place / fps, pad_clip(clip, frames)
         if video.shape[1] < many * frames:
             return
         chunk += 1
+
+
+def pad_clip(clip: Tensor, frames: int) -> Tensor:
+    """A clip (C, T, H, W) of at most ``frames`` pictures with its last one repeated to fill them."""
+    missing = frames - clip.shape[1]
+    return torch.cat([clip, clip[:, -1:].expand(-1, missing, -1, -1)], dim=1) if missing else clip
 
 
 @torch.no_grad()

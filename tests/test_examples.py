@@ -42,3 +42,11 @@ def test_the_example_config_is_right():
 
     config = TrainConfig.from_toml(EXAMPLES[0].parent / "contrastive.toml")
     assert config.model.width == 384 and config.data.train.endswith("/examples/train.jsonl")
+
+
+def test_the_example_config_of_captions_is_right():
+    from fastvivit.train import TrainConfig
+
+    config = TrainConfig.from_toml(EXAMPLES[0].parent / "video_to_text.toml")
+    assert config.stage == "video_to_text" and config.vision.cache and config.optimiser.lr == 4e-5
+    assert config.start.endswith("/examples/runs/contrastive") and config.mask.ratio == 0.3

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ from fastvivit.evaluation import SETUPS, Aggregated, Asking, Clip, Comparison, D
 from fastvivit.evaluation import compare as compare_systems
 from fastvivit.evaluation import retrieval as score_retrieval
 from fastvivit.modular import CaptionAggregator, ChatModel, FrameSelector
+from fastvivit.train.progress import progress
 
 _SYSTEMS = ("long", "selector", "aggregator")
 _TEXTS = {"captioning": 32, "summaries": 128, "multiple_choice": 32}
@@ -132,7 +132,7 @@ def _names(options: Evaluate, task: str) -> list[str]:
 
 
 def _systems(options: Evaluate, names: list[str]) -> tuple[dict[str, Any], float | None]:
-    captioner, fps = load_captioner(options.model)
+    captioner, known = load_captioner(options.model)
     short = captioner if options.short is None else load_captioner(options.short)[0]
     found: dict[str, Any] = {"long": Direct(captioner)}
     if options.llm is not None:
@@ -141,7 +141,7 @@ def _systems(options: Evaluate, names: list[str]) -> tuple[dict[str, Any], float
     if "selector" in names:
         selector = FrameSelector.from_model(load_model(options.scorer)[0], options.k)
         found["selector"] = Selected(selector, short, _query(options, found.get("aggregator", Direct(short))))
-    return {name: found[name] for name in names}, fps
+    return {name: found[name] for name in names}, known.fps
 
 
 def _query(options: Evaluate, describer: Any) -> Callable[[Clip, Asking], str] | None:
@@ -172,22 +172,8 @@ def _reading(options: Evaluate, setup: Any, known: float | None, clips: int) -> 
         frames = setup.frames if frames is None else frames
         fps = setup.fps if fps is None else fps
     fps = next(rate for rate in (fps, known, 1.0) if rate is not None)
-    bar = None
-    if sys.stderr.isatty() and find_spec("tqdm") is not None:
-        from tqdm import tqdm
-
-        bar = tqdm(total=clips, unit="clip", dynamic_ncols=True)
-    try:
-        yield Reading(
-            frames=frames,
-            fps=fps,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            progress=None if bar is None else bar.update,
-        )
-    finally:
-        if bar is not None:
-            bar.close()
+    with progress(clips, "evaluate", "clip") as advance:
+        yield Reading(frames=frames, fps=fps, batch_size=options.batch_size, workers=options.workers, progress=advance)
 
 
 def _compare(

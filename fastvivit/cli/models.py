@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import WEIGHTS as LAYERS
 from fastvivit.modules.dual import VideoTextModel
-from fastvivit.pretrained import LANGUAGE, WEIGHTS, Model, load_pretrained
-from fastvivit.train.checkpoint import latest_checkpoint
-from fastvivit.train.loop import CONFIG, MODEL
+from fastvivit.train.captioner import load_found
+from fastvivit.train.folders import Found, find_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a model's run says of it.
+
+    Attributes:
+        fps: pictures per second that it was trained with; None where no run is known.
+        prompt: what stood before every caption.
+    """
+
+    fps: float | None
+    prompt: str
 
 
 def load_model(folder: Path) -> tuple[VideoTextModel, float | None]:
@@ -26,41 +39,32 @@ def load_model(folder: Path) -> tuple[VideoTextModel, float | None]:
     Raises:
         ValueError: no model there, or one without a text tower.
     """
-    model, fps = _load(folder)
+    found = find_model(folder)
+    if (found.place / LAYERS).is_file():  # said before a language model is loaded
+        raise ValueError(
+            f"model: wanted one with a text tower, got a VideoCaptioner in {found.place}, which writes texts and has "
+            "no vectors for them: fastvivit caption"
+        )
+    model = load_found(found)
     if not isinstance(model, VideoTextModel):
-        raise ValueError(f"model: wanted one with a text tower, got a {type(model).__name__} in {folder}")
-    return model, fps
+        raise ValueError(f"model: wanted one with a text tower, got a {type(model).__name__} in {found.place}")
+    return _placed(model), _known(found).fps
 
 
-def load_captioner(folder: Path) -> tuple[VideoCaptioner, float | None]:
-    """A captioner, as ``load_model`` finds a dual encoder.
+def load_captioner(folder: Path) -> tuple[VideoCaptioner, Known]:
+    """A captioner, and what its run says of it; otherwise as ``load_model``.
 
     Raises:
-        ValueError: no model there, or one without a language model.
+        ValueError: no model there, or one that writes no texts.
     """
-    model, fps = _load(folder)
+    found = find_model(folder)
+    model = load_found(found)
     if not isinstance(model, VideoCaptioner):
-        raise ValueError(f"model: wanted a VideoCaptioner, got a {type(model).__name__} in {folder}")
-    return model, fps
-
-
-def _load(folder: Path) -> tuple[Model, float | None]:
-    if not folder.is_dir():
-        raise ValueError(f"model: wanted the folder of a run or a model, no such folder: {folder}")
-    place, fps = folder, None
-    if not _holds_model(folder):
-        place = folder / MODEL if _holds_model(folder / MODEL) else latest_checkpoint(folder)
-        if place is None:
-            raise ValueError(f"model: wanted a run or a model, {folder} holds neither weights nor checkpoints")
-    for run in (place.parent, place.parent.parent):
-        if (run / CONFIG).is_file():
-            fps = json.loads((run / CONFIG).read_text(encoding="utf-8")).get("data", {}).get("fps")
-            break
-    return load_pretrained(place).to("cuda" if torch.cuda.is_available() else "cpu"), fps
-
-
-def _holds_model(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() or (folder / LANGUAGE).is_dir()
+        raise ValueError(
+            f"model: wanted a VideoCaptioner, got a {type(model).__name__} in {found.place}; a training run of stage "
+            "'video_to_text' that starts from it makes one"
+        )
+    return _placed(model), _known(found)
 
 
 def clip_fps(given: float | None, known: float | None) -> float:
@@ -68,3 +72,12 @@ def clip_fps(given: float | None, known: float | None) -> float:
     if given is None and known is None:
         raise ValueError("fps: wanted --fps, because this model's folder does not say what it was trained with")
     return given if given is not None else known
+
+
+def _known(found: Found) -> Known:
+    settings = found.settings
+    return Known(fps=settings.get("data", {}).get("fps"), prompt=settings.get("captions", {}).get("prompt", ""))
+
+
+def _placed(model: torch.nn.Module) -> torch.nn.Module:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,5 +40,8 @@ def run(arguments: list[str]) -> int:
     for name in ("t2v_r1", "t2v_r5", "v2t_r1", "v2t_r5", "twin"):
         if name in scores:
             print(f"  {name:<8}{scores[name]:6.1f} %")
+    for name in ("loss", "cider_d", "rouge_l_coco", "bleu_4"):
+        if name in scores:
+            print(f"  {name:<13}{scores[name]:7.3f}")
     print(f"report: {out / REPORT}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -190,20 +190,28 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return video
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Clips (C, T, H, W) as one tensor (B, C, T, H, W), or as they are where shapes differ."""
+    if len({video.shape for video in videos}) > 1:
+        return list(videos)
+    # Stacked in decoder order: rows are copied whole, and embedding takes these strides as they are.
+    return torch.stack([video.permute(1, 2, 3, 0) for video in videos]).permute(0, 4, 1, 2, 3)
+
+
+def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], Any] = stack_clips) -> dict[str, Any]:
     """Make a batch of items.
+
+    Args:
+        items: of a ``ClipDataset``, or of one whose ``video`` is something else.
+        stack: makes one of the items' ``video``.
 
     Returns:
         ``video`` uint8 (B, C, T, H, W), laid out in memory as (B, T, H, W, C) like the clips, or a list of
         (C, T, H, W) where shapes differ; ``caption``, a list; ``index`` and ``mask_seed``, int64 (B,);
         ``failures``, those of all items.
     """
-    videos = [item["video"] for item in items]
-    if len({video.shape for video in videos}) == 1:
-        # Stacked in decoder order: rows are copied whole, and embedding takes these strides as they are.
-        videos = torch.stack([video.permute(1, 2, 3, 0) for video in videos]).permute(0, 4, 1, 2, 3)
     return {
-        "video": videos,
+        "video": stack([item["video"] for item in items]),
         "caption": [item["caption"] for item in items],
         "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),
         "mask_seed": torch.tensor([item["mask_seed"] for item in items], dtype=torch.int64),

@@ -1,8 +1,21 @@
 """Training: one configuration, one loop, exact resume, a report."""
 
 from fastvivit.modules.auxiliary import AuxiliaryConfig
+from fastvivit.train.caption_tables import (
+    CaptionConfig,
+    CrossConfig,
+    LanguageConfig,
+    ResamplerConfig,
+    VisionConfig,
+)
+from fastvivit.train.captions import CaptionEvaluation, evaluate_captions
 from fastvivit.train.checkpoint import latest_checkpoint
-from fastvivit.train.config import (
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.evaluate import Evaluation, evaluate
+from fastvivit.train.journal import read_metrics
+from fastvivit.train.loop import fit
+from fastvivit.train.step import NonFiniteLoss
+from fastvivit.train.tables import (
     DataConfig,
     InitConfig,
     MaskConfig,
@@ -10,26 +23,31 @@ from fastvivit.train.config import (
     RunConfig,
     ScheduleConfig,
     TextConfig,
-    TrainConfig,
 )
-from fastvivit.train.evaluate import Evaluation, evaluate
-from fastvivit.train.journal import read_metrics
-from fastvivit.train.loop import fit
-from fastvivit.train.step import NonFiniteLoss
+from fastvivit.train.vision import VisionCache, VisionDataset
 
 __all__ = [
     "AuxiliaryConfig",
+    "CaptionConfig",
+    "CaptionEvaluation",
+    "CrossConfig",
     "DataConfig",
     "Evaluation",
     "InitConfig",
+    "LanguageConfig",
     "MaskConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
+    "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",
     "TextConfig",
     "TrainConfig",
+    "VisionCache",
+    "VisionConfig",
+    "VisionDataset",
     "evaluate",
+    "evaluate_captions",
     "fit",
     "latest_checkpoint",
     "read_metrics",

@@ -11,7 +11,9 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
-from fastvivit.train.config import InitConfig, TextConfig, TrainConfig
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.tables import InitConfig, TextConfig
+from fastvivit.train.words import word_tokenizer
 
 
 def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
@@ -46,25 +48,12 @@ def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
 
 def scratch_tower(config: TextConfig, captions: Iterable[str], *, mask_token: bool = False) -> TextTower:
     """A small BERT with random weights over the words of ``captions``, in lower case; others are unknown."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertModel
 
-    split, lower = pre_tokenizers.Whitespace(), normalizers.Lowercase()
-    words = {word for caption in captions for word, _ in split.pre_tokenize_str(lower.normalize_str(caption))}
-    special = ["[PAD]", "[UNK]", *(["[MASK]"] if mask_token else [])]
-    vocabulary = {word: i for i, word in enumerate([*special, *sorted(words)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]" if mask_token else None,
-        model_max_length=config.max_length,
-    )
+    masked = {"mask_token": "[MASK]"} if mask_token else {}
+    fast = word_tokenizer(captions, ("[PAD]", "[UNK]", *masked.values()), config.max_length, **masked)
     bert = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(fast),
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,

@@ -1,6 +1,7 @@
 """Checkpoints as folders: each appears whole or not at all, and holds all that an exact resume needs.
 
-``<run>/checkpoints/step-00000100/`` is a model that ``fastvivit.load_pretrained`` reads, beside
+``<run>/checkpoints/step-00000100/`` is a model that ``fastvivit.load_pretrained`` reads (of a captioner its new layers
+alone, for ``VideoCaptioner.load``: the frozen rest is elsewhere and would be the same in each), beside
 ``training.safetensors`` (the optimiser's state and the states of the random generators) and ``training.json``
 (step, position in the data, config). It is written under another name, flushed to the disk and renamed; which
 one is the latest is found by listing, so there is no pointer that could be wrong.
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastvivit._folders import written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import write_layers
 from fastvivit.pretrained import WEIGHTS, load_weights, write_pretrained
 from fastvivit.train.optimiser import load_optimiser, optimiser_tensors
 
@@ -56,7 +59,7 @@ def save_checkpoint(
     Args:
         run: the run's folder.
         step: steps taken.
-        model: a ``VideoTextModel`` or ``ViViT``.
+        model: a ``VideoTextModel``, ``ViViT`` or ``VideoCaptioner``.
         optimiser: its optimiser.
         state: anything else, as plain JSON.
         keep_last: how many stay.
@@ -68,7 +71,10 @@ def save_checkpoint(
     if target.exists():  # made by this run at this very step, or by the one that it goes on with
         return target
     with written_whole(target) as scratch:
-        write_pretrained(model, scratch)
+        if isinstance(model, VideoCaptioner):
+            write_layers(model, scratch)
+        else:
+            write_pretrained(model, scratch)
         tensors = optimiser_tensors(model, optimiser) | _random_states()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps({"format": _FORMAT, "step": step} | state, indent=2) + "\n")
@@ -102,10 +108,13 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
         ValueError: weights or state that do not fit the model, or can't be read.
     """
     try:
-        weights, tensors = load_file(checkpoint / WEIGHTS), load_file(checkpoint / TENSORS)
+        tensors = load_file(checkpoint / TENSORS)
+        if isinstance(model, VideoCaptioner):
+            model.load(checkpoint)
+        else:
+            load_weights(model, load_file(checkpoint / WEIGHTS), f"checkpoint: {checkpoint}")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"checkpoint: {checkpoint} can't be loaded: {error}") from error
-    load_weights(model, weights, f"checkpoint: {checkpoint}")
     random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random/")}
     load_optimiser(model, optimiser, tensors)
     torch.set_rng_state(random["random/cpu"])
@@ -115,7 +124,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
 
 def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
-    for path in (run / FOLDER).glob(".step-*"):
+    for path in (*(run / FOLDER).glob(".step-*"), *run.glob(".language-*"), *run.glob(".model-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,26 @@ class Evaluation:
     similarity: Tensor
 
 
+def heldout_batches(
+    dataset: ClipDataset, batch_size: int, workers: int = 0, collate: Callable[..., dict[str, Any]] = collate
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """All clips in order, as batches and those of their rows that count: broken files are replaced, but not twice."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),  # or the loader would draw from the training's random numbers
+    )
+    wanted = 0
+    for batch in loader:
+        dataset.record_failures(batch["failures"])
+        found = batch["index"].tolist()
+        # A broken file's place is taken by another clip, which must not count twice.
+        yield batch, [row for row, index in enumerate(found) if index == wanted + row]
+        wanted += len(found)
+
+
 @torch.no_grad()
 def encode_clips(
     model: VideoTextModel,
@@ -50,26 +70,13 @@ def encode_clips(
 
     ``progress`` is called with the number of clips after each batch.
     """
-    device = model.logit_scale.device
-    loader = DataLoader(
-        dataset,
-        batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
-        collate_fn=collate,
-        num_workers=workers,
-        generator=torch.Generator(),  # or the loader would draw from the training's random numbers
-    )
-    vectors, entries, wanted = [], [], 0
-    for batch in loader:
-        dataset.record_failures(batch["failures"])
-        found = batch["index"].tolist()
-        # A broken file's place is taken by another clip, which must not count twice.
-        good = [row for row, index in enumerate(found) if index == wanted + row]
-        wanted += len(found)
-        video = batch["video"].to(device)
+    vectors, entries = [], []
+    for batch, good in heldout_batches(dataset, batch_size, workers):
+        video = batch["video"].to(model.logit_scale.device)
         vectors.append(model.encode_video(video).float().cpu()[good])
-        entries += [found[row] for row in good]
+        entries += batch["index"][good].tolist()
         if progress is not None:
-            progress(len(found))
+            progress(len(batch["index"]))
     return torch.cat(vectors), entries
 
 

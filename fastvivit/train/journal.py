@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fastvivit.train.progress import make_bar
+
 METRICS, EVENTS = "metrics.jsonl", "events"
 
 
@@ -65,11 +67,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(run / EVENTS, purge_step=start + 1)
-        self._bar = None
-        if not quiet and sys.stderr.isatty() and find_spec("tqdm") is not None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True)
+        self._bar = make_bar(steps, name, "step", initial=start, quiet=quiet)
 
     def step(self, row: dict[str, Any]) -> None:
         """Note a step: a flat dict of numbers with ``step``, ``loss`` and ``clips_per_second`` among them."""

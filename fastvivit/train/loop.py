@@ -7,21 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
-from fastvivit.data import ClipDataset, EpochSampler, collate
+from fastvivit.data import EpochSampler
 from fastvivit.data.dataset import Failure
-from fastvivit.modules.dual import VideoTextModel
-from fastvivit.pretrained import save_pretrained
-from fastvivit.train.build import build_model
+from fastvivit.pretrained import CONFIG, save_pretrained
 from fastvivit.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -30,12 +29,13 @@ from fastvivit.train.checkpoint import (
     save_checkpoint,
 )
 from fastvivit.train.config import TrainConfig
-from fastvivit.train.evaluate import Evaluation, evaluate
+from fastvivit.train.folders import MODEL
 from fastvivit.train.journal import Journal
 from fastvivit.train.optimiser import make_optimiser
+from fastvivit.train.report import write_report
+from fastvivit.train.stages import Stage, make_stage
+from fastvivit.train.stages.base import Scored
 from fastvivit.train.step import train_step
-
-CONFIG, MODEL = "config.json", "model"
 
 
 def fit(
@@ -70,17 +70,18 @@ def fit(
     """
     out = Path(out)
     device = choose_device(config)
-    dataset, heldout = _datasets(config)
-    sampler = _sampler(config, dataset)
+    stage = make_stage(config)
+    sampler = _sampler(stage)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
-        captions = [caption for entry in dataset.entries for caption in entry.captions]
-        model = build_model(config, captions).to(device)
+        model = stage.build(out).to(device)
         optimiser = make_optimiser(model, config.optimiser)
         # Only now: a mistake in the config leaves no folder behind that would have to be resumed.
         checkpoint = _prepare(config, out, resume)
+        with torch.random.fork_rng(devices=devices):
+            stage.prepare(model, out, quiet=quiet)
         step, broken = 0, {}
         if checkpoint is not None:
             state = read_state(checkpoint)
@@ -97,11 +98,9 @@ def fit(
             name=name,
         )
         run = _Run(
-            config=config,
+            stage=stage,
             out=out,
             device=device,
-            dataset=dataset,
-            heldout=heldout,
             sampler=sampler,
             model=model,
             optimiser=optimiser,
@@ -114,9 +113,7 @@ def fit(
         finally:
             journal.close()
     save_pretrained(model, out / MODEL)
-    from fastvivit.train.report import write_report
-
-    write_report(out, config, evaluation, heldout, list(run.broken.values()))
+    write_report(out, stage, evaluation, list(run.broken.values()))
     return out
 
 
@@ -124,25 +121,29 @@ def fit(
 class _Run:
     """The moving parts of a run; ``broken`` holds the files that could not be read, by their entry."""
 
-    config: TrainConfig
+    stage: Stage
     out: Path
     device: torch.device
-    dataset: ClipDataset
-    heldout: ClipDataset | None
     sampler: EpochSampler
-    model: VideoTextModel
+    model: nn.Module
     optimiser: torch.optim.Optimizer
     journal: Journal
     step: int
     broken: dict[int, Failure]
 
-    def loop(self) -> Evaluation | None:
+    @property
+    def config(self) -> TrainConfig:
+        """The run's."""
+        return self.stage.config
+
+    def loop(self) -> Scored | None:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
         evaluation = None
-        loader = _loader(self.config, self.dataset, self.sampler, self.device)
+        self._note_broken(self.stage.failures)
+        loader = _loader(self.stage, self.sampler, self.device)
         with _interrupts() as interrupted:
             while self.step < self.config.steps:
-                self.dataset.set_epoch(self.sampler.epoch)
+                self.stage.dataset.set_epoch(self.sampler.epoch)
                 began = time.monotonic()
                 for batch in loader:
                     evaluation = self._take(batch, began)
@@ -155,13 +156,13 @@ class _Run:
                         self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
                         raise KeyboardInterrupt
                     began = time.monotonic()
-        return self._evaluate()  # resumed after its last step
+        return self.stage.evaluate(self.model, last=True)  # resumed after its last step
 
-    def _take(self, batch: dict[str, Any], began: float) -> Evaluation | None:
+    def _take(self, batch: dict[str, Any], began: float) -> Scored | None:
         """One step and its line in the journal, with scores where they are due."""
         config = self.config
         self._note_broken(batch["failures"])
-        values = train_step(self.model, self.optimiser, batch, self.step, config, self.device)
+        values = train_step(self.model, self.optimiser, batch, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
@@ -169,20 +170,16 @@ class _Run:
         row |= {"broken": len(self.broken), "seconds": seconds}
         row["clips_per_second"] = len(batch["caption"]) / seconds
         every = config.run.eval_every
-        due = self.step == config.steps or (every and self.step % every == 0)
-        evaluation = self._evaluate() if due else None
+        last = self.step == config.steps
+        due = last or (every and self.step % every == 0)
+        evaluation = self.stage.evaluate(self.model, last=last) if due else None
         if evaluation is not None:
             row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
         self.journal.step(row)
         return evaluation
 
-    def _evaluate(self) -> Evaluation | None:
-        if self.heldout is None:
-            return None
-        return evaluate(self.model, self.heldout, batch_size=self.config.batch_size, workers=self.config.data.workers)
-
-    def _note_broken(self, failures: tuple[Failure, ...]) -> None:
-        self.dataset.record_failures(failures)
+    def _note_broken(self, failures: Sequence[Failure]) -> None:
+        self.stage.dataset.record_failures(failures)
         for failure in failures:
             if failure.index not in self.broken:
                 self.broken[failure.index] = failure
@@ -229,15 +226,8 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
     return latest_checkpoint(out)
 
 
-def _datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None]:
-    clip = {"frames": config.model.frames, "fps": config.data.fps, "size": config.model.size}
-    train = ClipDataset(config.data.train, seed=config.seed, cache=config.data.cache, **clip)
-    if config.data.heldout is None:
-        return train, None
-    return train, ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
-
-
-def _sampler(config: TrainConfig, dataset: ClipDataset) -> EpochSampler:
+def _sampler(stage: Stage) -> EpochSampler:
+    config, dataset = stage.config, stage.dataset
     pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
     if len(dataset) < config.batch_size:
         raise ValueError(
@@ -246,12 +236,12 @@ def _sampler(config: TrainConfig, dataset: ClipDataset) -> EpochSampler:
     return EpochSampler(dataset, config.batch_size, config.seed, pair_twins=pair)
 
 
-def _loader(config: TrainConfig, dataset: ClipDataset, sampler: EpochSampler, device: torch.device) -> DataLoader:
-    workers = config.data.workers
+def _loader(stage: Stage, sampler: EpochSampler, device: torch.device) -> DataLoader:
+    workers = stage.config.data.workers
     return DataLoader(
-        dataset,
+        stage.dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=stage.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",

@@ -14,7 +14,14 @@ from fastvivit.models import ViViTConfig, check_fields
 C = TypeVar("C")
 
 PRESETS = ("tiny", "small", "base", "large")
-_PATHS = (("data", "train"), ("data", "heldout"), ("text", "folder"))
+_PATHS = (
+    ("start",),
+    ("data", "train"),
+    ("data", "heldout"),
+    ("text", "folder"),
+    ("language", "folder"),
+    ("vision", "folder"),
+)
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -71,6 +78,9 @@ def config_from(kind: type[C], fields: dict[str, Any], prefix: str = "") -> C:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) in (Union, UnionType) and value is not None:
+        table = next((option for option in get_args(hint) if dataclasses.is_dataclass(option)), None)
+        hint = hint if table is None else table
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"{name}: wanted a table of fields, got {value!r}")
@@ -130,8 +140,10 @@ def _words(hint: Any) -> str:
 
 
 def _resolve(fields: dict[str, Any], folder: Path) -> None:
-    for table, name in _PATHS:
-        section = fields.get(table)
+    for *tables, name in _PATHS:
+        section: Any = fields
+        for table in tables:
+            section = section.get(table) if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(section.get(name), str):
             section[name] = str((folder / section[name]).absolute())
 

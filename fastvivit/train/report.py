@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fastvivit.data import ClipDataset
 from fastvivit.data.dataset import Failure
-from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.page import Page, Strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from fastvivit.train.stages.base import Scored, Stage
 
 REPORT = "report.html"
 _NAMES = {
@@ -33,28 +34,22 @@ _NAMES = {
     "t2v_medr": "text → clip, median rank",
     "v2t_medr": "clip → text, median rank",
 }
-_SEARCHES, _MATCHES, _FRAMES = 4, 3, 16
+_MATCHES, _FRAMES = 3, 16
 
 
-def write_report(
-    run: Path,
-    config: TrainConfig,
-    evaluation: Evaluation | None,
-    heldout: ClipDataset | None,
-    broken: Sequence[Failure],
-) -> Path:
+def write_report(run: Path, stage: Stage, evaluation: Scored | None, broken: Sequence[Failure]) -> Path:
     """Write ``report.html`` into a run's folder; without matplotlib it has no pictures, and says so.
 
     Args:
         run: the folder.
-        config: the run.
+        stage: the run.
         evaluation: its last scores, or None.
-        heldout: the clips they were taken on.
         broken: training files that could not be read.
 
     Returns:
         The page.
     """
+    config, heldout = stage.config, stage.heldout
     rows = read_metrics(run)
     page = Page(f"Training run {run.absolute().name}")
     seconds = sum(row["seconds"] for row in rows)
@@ -70,13 +65,7 @@ def write_report(
         page.plot(curves({"loss": rows}, "loss"), "Loss by step")
         page.plot(curves({"learning rate": rows}, "lr"), "Learning rate by step")
     if evaluation is not None:
-        page.heading(f"Scores on {evaluation.scores['clips']:.0f} held-out clips, unmasked")
-        score_table(page, {"this run": evaluation})
-        if drawable:
-            page.heading("Best matches of some held-out captions")
-            every = -(-len(evaluation.captions) // _SEARCHES)
-            for query in range(0, len(evaluation.captions), every):
-                best_matches(page, evaluation, heldout, query)
+        stage.report(page, evaluation, drawable=drawable)
     page.heading("Files that could not be read")
     unread = [(failure.video, failure.reason) for failure in broken]
     unread += list(heldout.failures.items()) if heldout is not None else []

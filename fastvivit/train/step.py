@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvivit.modules.clips import Kept, draw_keep
-from fastvivit.modules.dual import VideoTextModel
 from fastvivit.tokens import Views
-from fastvivit.train.config import MaskConfig, TrainConfig
 from fastvivit.train.schedule import learning_rate
+from fastvivit.train.tables import MaskConfig
+
+if TYPE_CHECKING:
+    from fastvivit.train.stages.base import Stage
 
 
 class NonFiniteLoss(RuntimeError):
@@ -39,48 +41,48 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
     return Kept(torch.cat([one.ids for one in drawn]), drawn[0].split)
 
 
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU unless the run wants float32; off on a CPU, where it gains nothing."""
-    enabled = device.type == "cuda" and config.run.precision == "auto"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether products are taken in bfloat16: on a GPU, unless ``precision`` is "float32"."""
+    return device.type == "cuda" and precision == "auto"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 where ``in_bfloat16``; off on a CPU, where it gains nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device))
 
 
 def train_step(
-    model: VideoTextModel,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     batch: dict[str, Any],
     step: int,
-    config: TrainConfig,
+    stage: Stage,
     device: torch.device,
 ) -> dict[str, float]:
-    """Take step ``step`` (from 0) on a batch of ``fastvivit.data.collate``.
+    """Take step ``step`` (from 0) on a batch of the stage.
 
     Returns:
-        ``loss``, ``lr``, ``grad_norm`` before clipping, and ``scale``, which multiplies the cosines. With an
-        auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``.
+        ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names.
 
     Raises:
         NonFiniteLoss: the weights may be spoiled then, and must not be saved.
     """
+    config = stage.config
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    keep = draw_masks(batch["mask_seed"], config.model.views, config.mask)
-    video = batch["video"].to(device, non_blocking=True)
-    keep = None if keep is None else keep.to(device, non_blocking=True)
-    with autocast(config, device):
-        parts = model.losses(video, batch["caption"], keep=keep, text_seeds=batch["mask_seed"].tolist())
-    loss = parts.pop("loss")
+    with autocast(config.run.precision, device):
+        found = stage.losses(model, batch, device)
+    loss = found.pop("loss")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
     optimiser.step()
     # One transfer, after all work has been queued.
-    values = torch.stack([loss.detach(), norm, model.scale.detach(), *map(torch.detach, parts.values())]).tolist()
+    values = torch.stack([tensor.detach() for tensor in (loss, norm, *found.values())]).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
             f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "
             "optimiser.lr or optimiser.clip, or a longer schedule.warmup, may help"
         )
-    named = {"loss": values[0], "lr": rate, "grad_norm": values[1], "scale": values[2]}
-    return named if len(parts) == 1 else named | dict(zip(parts, values[3:], strict=True))
+    return {"loss": values[0], "lr": rate, "grad_norm": values[1], **dict(zip(found, values[2:], strict=True))}

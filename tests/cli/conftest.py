@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fastvivit.cli import main
-from tests.train.conftest import change, config, digits, one_thread
+from tests.train.conftest import captioning, change, config, digits, encoder, one_thread
 
-__all__ = ["change", "config", "digits", "one_thread"]
+__all__ = ["captioning", "change", "config", "digits", "encoder", "one_thread"]
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def run(runs, config):
     if not (runs / "run" / "report.html").is_file():
         fit(config, runs / "run", quiet=True)
     return runs / "run"
+
+
+@pytest.fixture
+def captioner(runs, captioning, change):
+    """A finished run of stage "video_to_text"."""
+    from fastvivit.train import fit
+
+    if not (runs / "captioner" / "report.html").is_file():
+        fit(change(captioning, captions={"prompt": "first"}), runs / "captioner", quiet=True)
+    return runs / "captioner"
 
 
 @pytest.fixture

@@ -72,3 +72,41 @@ def change():
         return dataclasses.replace(config, **nested)
 
     return changed
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """The folder of a tiny encoder."""
+    import fastvivit as fv
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = fv.ViViT(ViViTConfig(frames=8, size=32, width=32, depth=1, heads=2, ff=64, images=False))
+    return fv.save_pretrained(model, tmp_path_factory.mktemp("encoder") / "vivit")
+
+
+@pytest.fixture
+def captioning(digits, encoder):
+    """A run of stage "video_to_text" with a language model from scratch."""
+    train, heldout = digits
+    return TrainConfig.for_stage(
+        "video_to_text",
+        start=str(encoder),
+        steps=8,
+        batch_size=6,
+        data=DataConfig(train=str(train), heldout=str(heldout), fps=8.0),
+        language={
+            "width": 32,
+            "depth": 2,
+            "heads": 2,
+            "max_length": 32,
+            "pretrain_steps": 5,
+            "resampler": {"dim": 32, "depth": 1, "heads": 2, "ff": 64},
+            "cross": {"head_dim": 16},
+        },
+        vision={"masks": 2},
+        captions={"describe": 4, "max_new_tokens": 8},
+        optimiser={"lr": 1e-2},
+        schedule=ScheduleConfig(warmup=2),
+        run=RunConfig(save_every=4, tensorboard=False, device="cpu"),
+    )

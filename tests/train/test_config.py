@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from fastvivit.models import ViViTConfig
 from fastvivit.train import AuxiliaryConfig, DataConfig, OptimiserConfig, ScheduleConfig, TrainConfig
 from fastvivit.train.reading import PRESETS
+from fastvivit.tubes import Tube
 
 BASE = {"steps": 2000, "data": {"train": "clips.jsonl"}}
 
@@ -36,9 +38,47 @@ def test_the_defaults_are_the_papers():
     assert config.auxiliary == AuxiliaryConfig(kind="none", weight=1.0, mlm_ratio=0.15)
 
 
-def test_dict_round_trip(config):
-    fields = json.loads(json.dumps(config.to_dict()))
-    assert TrainConfig.from_dict(fields) == config
+@pytest.mark.parametrize(
+    ("stage", "batch_size", "lr", "decay", "clip", "warmup", "steps", "mask"),
+    [
+        ("contrastive", 512, 5e-5, 1e-2, 2.0, 1000, 2000, 0.75),
+        ("video_to_text", 128, 4e-5, 1e-4, 1.0, 2000, 80_000, 0.3),
+        ("finetune", 128, 5e-6, 1e-4, 1.0, 1000, 10_000, 0.3),
+    ],
+)
+def test_presets_are_table_4(stage, batch_size, lr, decay, clip, warmup, steps, mask):
+    given = {"steps": 2000} if stage == "contrastive" else {"start": "model"}
+    config = TrainConfig.for_stage(stage, data={"train": "clips.jsonl"}, **given)
+    assert (config.stage, config.batch_size, config.steps) == (stage, batch_size, steps)
+    assert (config.optimiser.lr, config.optimiser.weight_decay, config.optimiser.clip) == (lr, decay, clip)
+    assert (config.schedule.warmup, config.mask.ratio) == (warmup, mask)
+
+
+def test_what_is_given_comes_before_the_preset(tmp_path):
+    text = """
+        stage = "finetune"
+        start = "run"
+        [data]
+        train = "clips.jsonl"
+        [optimiser]
+        eps = 1e-6
+        [language]
+        """
+    config = TrainConfig.from_toml(toml(tmp_path, text), ["optimiser.lr=1e-6", "steps=2000", "vision.folder=here"])
+    assert config.optimiser == OptimiserConfig(lr=1e-6, weight_decay=1e-4, clip=1.0, eps=1e-6)
+    assert config.steps == 2000 and config.start == str(tmp_path / "run")
+    assert config.vision.folder == str(Path.cwd() / "here")
+    own = TrainConfig.for_stage("finetune", start="run", data=config.data, optimiser=OptimiserConfig(), steps=2000)
+    assert own.optimiser == OptimiserConfig() and own.mask.ratio == 0.3
+    model = ViViTConfig.tiny(attention="tubes", frames=8, tubes=(Tube(kernel=(4, 8, 8), stride=(4, 16, 16)),))
+    assert TrainConfig.for_stage("contrastive", steps=2000, data=config.data, model=model).model == model
+
+
+def test_dict_round_trip(config, captioning):
+    for one in (config, captioning):
+        fields = json.loads(json.dumps(one.to_dict()))
+        assert TrainConfig.from_dict(fields) == one
+    assert captioning.model is None and config.model is not None
 
 
 def test_infinity_survives_json():
@@ -138,7 +178,10 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(model={"frames": 15}), "model.frames: wanted a multiple of the tubelet's t = 2, got 15"),
         (merged(model={"drop_path": "big"}), "model.drop_path: wanted a number, got 'big'"),
         (merged(model=dict(tubelet=[2, 16])), "model.tubelet: wanted 3 of whole numbers, got [2, 16]"),
-        (merged(stage="image_to_video"), "stage: wanted one of 'contrastive', got 'image_to_video'"),
+        (
+            merged(stage="image_to_video"),
+            "stage: wanted one of 'contrastive', 'video_to_text', 'finetune', got",
+        ),
         (merged(steps=2000.0), "steps: wanted a whole number, got 2000.0"),
         (merged(steps=True), "steps: wanted a whole number, got True"),
         (merged(steps=0), "steps: wanted at least 1, got 0"),
@@ -173,6 +216,46 @@ def test_bad_overrides(tmp_path, override, words):
     ],
 )
 def test_refusals(fields, words):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig.from_dict(fields)
+    assert str(caught.value).startswith(words)
+
+
+def captions_of(**changes):
+    return merged(**{"stage": "video_to_text", "start": "model", "steps": 3000} | changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (merged(stage="video_to_text"), "schedule.warmup: wanted fewer than the 2000 steps of the run, got 2000"),
+        (merged(stage="finetune"), "start: wanted the folder of a model for stage 'finetune', got None"),
+        (merged(start="model"), "start: wanted in stage 'video_to_text' or 'finetune' only, got it in 'contrastive'"),
+        (merged(vision={"cache": True}), "vision: wanted in stage 'video_to_text' or 'finetune' only"),
+        (captions_of(model={"preset": "tiny"}), "model: wanted in stage 'contrastive' only, got it in 'video_to_text'"),
+        (captions_of(text={"width": 64}), "text: wanted in stage 'contrastive' only"),
+        (captions_of(stage="finetune", language={"width": 64}), "language: wanted in stage 'video_to_text' only"),
+        (captions_of(batch_size=0), "batch_size: wanted at least 1, got 0"),
+        (captions_of(language={"widht": 1}), "language.widht: no such field of LanguageConfig (did you mean 'width'?)"),
+        (captions_of(language={"heads": 3}), "language.heads: wanted heads of an even width"),
+        (captions_of(language={"pretrain_lr": 0}), "language.pretrain_lr: wanted above 0, got 0.0"),
+        (captions_of(language={"resampler": {"dmi": 1}}), "language.resampler.dmi: no such field of ResamplerConfig"),
+        (captions_of(language={"resampler": {"heads": 3}}), "language.resampler.heads: wanted a divisor of dim 1024"),
+        (captions_of(language={"resampler": {"latents": 0}}), "language.resampler.latents: wanted at least 1, got 0"),
+        (captions_of(language={"cross": {"every": 0}}), "language.cross.every: wanted at least 1, got 0"),
+        (captions_of(language={"cross": 3}), "language.cross: wanted a table of fields, got 3"),
+        (captions_of(vision={"masks": 0}), "vision.masks: wanted at least 1, got 0"),
+        (captions_of(vision={"dtype": "int8"}), "vision.dtype: wanted one of 'float32', 'bfloat16', 'float16'"),
+        (captions_of(captions={"describe": -1}), "captions.describe: wanted at least 0, got -1"),
+        (captions_of(captions={"max_new_tokens": 0}), "captions.max_new_tokens: wanted at least 1, got 0"),
+        (
+            captions_of(captions={"prompts": ""}),
+            "captions.prompts: no such field of CaptionConfig (did you mean 'prompt'?)",
+        ),
+        (merged(stage=["finetune"]), "stage: wanted a string, got ['finetune']"),
+    ],
+)
+def test_refusals_of_captioning_runs(fields, words):
     with pytest.raises(ValueError) as caught:
         TrainConfig.from_dict(fields)
     assert str(caught.value).startswith(words)

@@ -1,0 +1,43 @@
+"""Hashes of files' contents, each file read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+
+class FileHashes:
+    """Hashes of files, remembered on the disk by path, size and time of the last change.
+
+    Args:
+        memo: a JSONL file; made when the first hash is taken.
+    """
+
+    def __init__(self, memo: Path) -> None:
+        self.memo = memo
+        self._known: dict[tuple[str, int, int], str] = {}
+        for line in memo.read_text(encoding="utf-8").splitlines() if memo.is_file() else ():
+            try:
+                row = json.loads(line)
+                self._known[row["path"], row["size"], row["mtime"]] = row["hash"]
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by a kill: that file is read again
+
+    def __call__(self, path: Path) -> str:
+        """The hash of a file's bytes.
+
+        Raises:
+            OSError: a file that can't be read.
+        """
+        about = path.stat()
+        place = (str(path.absolute()), about.st_size, about.st_mtime_ns)
+        if place not in self._known:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            row = dict(zip(("path", "size", "mtime"), place, strict=True)) | {"hash": found}
+            self.memo.parent.mkdir(parents=True, exist_ok=True)
+            with self.memo.open("a", encoding="utf-8") as memo:
+                memo.write("\n" + json.dumps(row))  # in front: a line that was cut off spoils no other
+            self._known[place] = found
+        return self._known[place]

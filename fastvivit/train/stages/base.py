@@ -1,0 +1,85 @@
+"""What one kind of training has of its own: the interface between ``fit`` and the stages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastvivit.data import ClipDataset, collate
+from fastvivit.data.dataset import Failure
+from fastvivit.models import ViViTConfig
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.page import Page
+
+
+class Scored(Protocol):
+    """What ``Stage.evaluate`` returns: flat scores for the journal; the rest is between it and ``Stage.report``."""
+
+    scores: dict[str, float]
+
+
+class Stage(ABC):
+    """One run's own part: data, model, loss, scores and report. ``fit`` has the loop, checkpoints and the journal.
+
+    ``fit`` calls, in this order: the constructor, ``build``, ``prepare``, then ``losses`` for every batch and
+    ``evaluate`` now and then, ``report`` at the end. A mistake of the user's is best found before ``prepare``, which
+    is the first that may write.
+
+    Args:
+        config: the run.
+        encoder: configuration of the encoder, which says frames and size of a clip.
+
+    Attributes:
+        dataset: training clips; items as ``ClipDataset`` gives them.
+        heldout: clips to score, or None.
+        collate: makes a batch of items.
+        failures: broken training files that are known before the first step.
+    """
+
+    collate: Callable[..., dict[str, Any]] = staticmethod(collate)
+
+    def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
+        self.config = config
+        self.failures: list[Failure] = []
+        clip = {"frames": encoder.frames, "fps": config.data.fps, "size": encoder.size}
+        self.dataset = ClipDataset(config.data.train, seed=config.seed, cache=config.data.cache, **clip)
+        self.heldout: ClipDataset | None = None
+        if config.data.heldout is not None:
+            self.heldout = ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption of the training clips."""
+        return [caption for entry in self.dataset.entries for caption in entry.captions]
+
+    @abstractmethod
+    def build(self, run: Path) -> nn.Module:
+        """The model on the CPU in train mode, its weights drawn from torch's generator.
+
+        Args:
+            run: the run's folder, which may not exist; nothing may be written there yet.
+        """
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, run: Path, *, quiet: bool) -> None:
+        """Do long work before the first step, on the model's device.
+
+        It may write to the run's folder, and goes on where it was if it is called again after a kill.
+        """
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """The loss of a batch as "loss", with a graph; whatever else is there is noted in the journal."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, *, last: bool) -> Scored | None:
+        """Scores on the held-out clips, or None where there are none; ``last`` at the end of the run."""
+
+    @abstractmethod
+    def report(self, page: Page, evaluation: Any, *, drawable: bool) -> None:
+        """Write what ``evaluate`` found at last into the report; with pictures if they can be drawn."""
