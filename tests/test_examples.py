@@ -50,7 +50,7 @@ def test_example(example, tmp_path):
         pytest.importorskip("av", reason='PyAV is not installed: pip install "fastvivit[video]"')
         pytest.importorskip("transformers", reason='transformers is not installed: pip install "fastvivit[hf]"')
     if example.stem == "caption_your_clips":
-        arguments = [*folders(tmp_path), "--out", tmp_path / "run", *"--frames 4 --size 28 --steps 24".split()]
+        arguments = [*folders(tmp_path), "--out", tmp_path / "run", "--frames=4", "--size=28", "--steps=24"]
     done = run(example, arguments, tmp_path)
     words = {
         "caption_your_clips": "frozen parts bit-identical: {'video': True, 'lm': True}",
@@ -84,7 +84,7 @@ def test_real_models_begin_to_see_real_clips(tmp_path):
             pytest.skip(f"no {path}")
     example = next(path for path in EXAMPLES if path.stem == "caption_your_clips")
     named = [part for item in asked.items() for part in item]
-    run(example, [*named, "--out", tmp_path / "run", *"--frames 2 --masks 1 --steps 8".split()], tmp_path)
+    run(example, [*named, "--out", tmp_path / "run", "--frames=2", "--masks=1", "--steps=8"], tmp_path)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["losses"][-1] < 0.9 * report["losses"][0] and all(report["frozen_same"].values())
 
