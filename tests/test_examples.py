@@ -38,6 +38,7 @@ def folders(out):
     tokens = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
     tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     whole = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>")
+    whole.chat_template = "{% for turn in messages %}{{ turn.content }}\n{% endfor %}"
     whole.save_pretrained(out / "llama")
     manifest = write_digits(out / "clips", 4, seed=0)
     return ["--video-model", out / "dinov2", "--language-model", out / "llama", "--manifest", manifest]

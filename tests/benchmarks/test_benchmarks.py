@@ -203,15 +203,17 @@ def test_encoders_compute_the_same_function_before_they_are_timed():
 
 @pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
 def test_a_captioner_writes_and_learns_what_it_should_before_it_is_timed():
-    writing, step = caption_cases(QUICK)
+    writing, *steps = caption_cases(QUICK)
     assert writing.build().gate() is None
-    bench = step.build()
-    assert bench.gate() is None and set(step.peak) == set(bench.contestants)
+    for step in steps:
+        bench = step.build()
+        assert bench.gate() is None and set(step.peak) == set(bench.contestants)
 
 
 @pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
-def test_a_captioners_weights_are_counted():
-    sizes = Sizes.of(QUICK, 8)
+@pytest.mark.parametrize("latents", [None, 6])
+def test_a_captioners_work_is_counted(latents):
+    sizes = Sizes.of(QUICK, 8, latents)
     captioner = sizes.captioner(QUICK)
     layers = [p for layer in captioner.layers for p in (layer.attn.q.weight, layer.attn.proj.weight)]
     passed = [p for p in captioner.lm.parameters() if p.dim() == 2]
