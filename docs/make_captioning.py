@@ -44,9 +44,14 @@ def section(report: dict) -> str:
         same = sum(text in captions for text, captions in zip(found["text"][:last], report["captions"], strict=False))
         lines[-1] += f" {when} {same} of {last},"
     lines[-1] = lines[-1][:-1] + "."
+    bare = {" ".join(text.split()) for text in results["before"]["text"]}
+    assert len(bare) == 1, bare
+    said = "Before training, behind shut gates, every clip gets what the language model makes of the prompt alone"
+    lines += ["", f"{said}: {bare.pop()}"]
     for i, name in enumerate(names):
         lines += ["", f"**{name}**{', never trained on' * (i == last)}: {report['captions'][i][0]}", ""]
-        lines += [f"- {when}: {' '.join(found['text'][i].split()) or '(nothing)'}" for when, found in results.items()]
+        after = {when: " ".join(found["text"][i].split()) for when, found in results.items() if when != "before"}
+        lines += [f"- {when}: {text or '(nothing)'}" for when, text in after.items()]
     return "\n".join(lines) + "\n"
 
 

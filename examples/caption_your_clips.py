@@ -109,6 +109,7 @@ def judge(cap: fv.VideoCaptioner, vision: fv.Vision, texts: list[list[str]], pro
 def main() -> Path:
     """Train, and write down what came of it."""
     given = arguments()
+    about = load("provenance").provenance("cpu", quick=False)
     torch.manual_seed(0)
     clips = halves(given.manifest, given.frames, given.size)
     cap = build(given).train()
@@ -134,7 +135,7 @@ def main() -> Path:
             print(f"  {when} [loss {found['loss'][i]:.2f}]: {found['text'][i]}")
     print(f"\ncaptioning loss {losses[0]:.2f} → {losses[-1]:.2f}; frozen parts bit-identical: {same}")
     report = {
-        "provenance": load("provenance").provenance("cpu", quick=False),
+        "provenance": about,
         "settings": {n: v for n, v in vars(given).items() if not isinstance(v, Path)},
         "trained_parameters": sum(p.numel() for p in cap.parameters() if p.requires_grad),
         "seconds": seconds, "losses": losses, "frozen_same": same, "fingerprints": before,

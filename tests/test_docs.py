@@ -149,6 +149,11 @@ def test_captioning_page_is_what_the_report_says():
     made = maker("make_captioning")
     text, report = made.PAGE.read_text(), json.loads(made.REPORT.read_text())
     assert text == made.page(text, report), "run python docs/make_captioning.py"
+    # What the page says of the run in words.
+    first, second = (report["results"][half] for half in ("first half", "second half"))
+    right = [[t in c for t, c in zip(half["text"], report["captions"], strict=True)] for half in (first, second)]
+    assert all(right[0][:-1]) and sum(right[1]) == 4 and not right[0][-1]
+    assert first["loss"][-1] > report["results"]["before"]["loss"][-1]
     report["losses"][-1] = 9.87
     assert "→ 9.87" in made.page(text, report)
 
