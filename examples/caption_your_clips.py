@@ -75,10 +75,9 @@ def train(cap: fv.VideoCaptioner, visions: list[fv.Vision], texts: list[list[str
     # Gates start shut, and nothing behind one learns before it has opened a little.
     groups = [{"params": others, "lr": given.lr}, {"params": gates, "lr": 10 * given.lr, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
-    warmup = max(1, given.steps // 20)
 
     def share(step: int) -> float:
-        return min((step + 1) / warmup, 0.05 + 0.475 * (1 + math.cos(math.pi * step / given.steps)))
+        return min(20 * (step + 1) / given.steps, 0.05 + 0.475 * (1 + math.cos(math.pi * step / given.steps)))
 
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
     losses, began = [], time.monotonic()
@@ -100,8 +99,8 @@ def train(cap: fv.VideoCaptioner, visions: list[fv.Vision], texts: list[list[str
 def judge(cap: fv.VideoCaptioner, vision: fv.Vision, texts: list[list[str]], prompt: str) -> dict[str, list]:
     """For each clip: the loss of its captions, a text, and which of all clips' first captions it finds likeliest."""
     losses = [[cap(vision[i], [text], prompts=prompt).item() for text in of] for i, of in enumerate(texts)]
-    options = [[of[0] for of in texts]] * len(texts)
-    chosen = [cap.score(vision[i], prompt, options[:1], "tokens").argmax().item() for i in range(len(texts))]
+    options = [[of[0] for of in texts]]
+    chosen = [cap.score(vision[i], prompt, options, "tokens").argmax().item() for i in range(len(texts))]
     written = cap.generate(vision, prompt, 48)
     return {"loss": [sum(of) / len(of) for of in losses], "text": written, "chosen": chosen}
 
