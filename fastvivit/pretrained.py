@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from fastvivit._folders import written_whole
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import read_settings, write_layers
-from fastvivit.models import ViViTConfig
+from fastvivit.models import ViViTConfig, check_fields
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.text import TextTower
@@ -58,6 +60,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
             "pooler": pooler,
             "kind": type(model.text.model).__name__,
         }
+        if model.auxiliary is not None:
+            config["auxiliary"] = asdict(model.auxiliary.config)
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -95,7 +99,10 @@ def load_pretrained(folder: str | os.PathLike) -> Model:
     if config.get("tuning") is not None:
         apply(model, config["tuning"])
     if config["model"] == "VideoTextModel":
-        model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
+        auxiliary = config.get("auxiliary", {})
+        check_fields(AuxiliaryConfig, auxiliary)
+        text = _text_tower(folder / TEXT, **config["text"])
+        model = VideoTextModel(model, text, config["dim"], AuxiliaryConfig(**auxiliary))
     state = load_file(folder / WEIGHTS)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:

@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "train a model as a TOML file says; resumable",
     "embed": "encode video files to vectors",
     "search": "find clips by text",
+    "evaluate": "score a model, and the paper's other systems, on a manifest",
+    "data": "manifests: official annotation files of benchmarks to ours",
 }
 _EXTRAS = {
     "av": "video",

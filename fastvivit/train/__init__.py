@@ -1,5 +1,6 @@
 """Training: one configuration, one loop, exact resume, a report."""
 
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.train.checkpoint import latest_checkpoint
 from fastvivit.train.config import (
     DataConfig,
@@ -17,6 +18,7 @@ from fastvivit.train.loop import fit
 from fastvivit.train.step import NonFiniteLoss
 
 __all__ = [
+    "AuxiliaryConfig",
     "DataConfig",
     "Evaluation",
     "InitConfig",

@@ -22,14 +22,14 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
         captions: of the training clips; a text tower from scratch takes its vocabulary from them.
 
     Raises:
-        ValueError: a text folder without a model or tokenizer.
+        ValueError: a text folder without a model or tokenizer; an auxiliary head that does not fit it.
         ImportError: transformers is not installed.
     """
     if config.text.folder is None:
-        text = scratch_tower(config.text, captions)
+        text = scratch_tower(config.text, captions, mask_token=config.auxiliary.kind == "mlm")
     else:
         text = local_tower(config.text)
-    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim)
+    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim, config.auxiliary)
     if config.grad_checkpointing:
         model.video.set_grad_checkpointing()
     return model.train()
@@ -44,7 +44,7 @@ def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
     return encoder
 
 
-def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
+def scratch_tower(config: TextConfig, captions: Iterable[str], *, mask_token: bool = False) -> TextTower:
     """A small BERT with random weights over the words of ``captions``, in lower case; others are unknown."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
@@ -52,11 +52,16 @@ def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
 
     split, lower = pre_tokenizers.Whitespace(), normalizers.Lowercase()
     words = {word for caption in captions for word, _ in split.pre_tokenize_str(lower.normalize_str(caption))}
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
+    special = ["[PAD]", "[UNK]", *(["[MASK]"] if mask_token else [])]
+    vocabulary = {word: i for i, word in enumerate([*special, *sorted(words)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=config.max_length
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]" if mask_token else None,
+        model_max_length=config.max_length,
     )
     bert = BertConfig(
         vocab_size=len(vocabulary),

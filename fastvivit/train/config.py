@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvivit.models import ViViTConfig, plain
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 
 STAGES = ("contrastive",)
 _STRATEGIES = ("random", "tube", "frame")
@@ -191,6 +192,7 @@ class TrainConfig:
         optimiser: see ``OptimiserConfig``.
         schedule: see ``ScheduleConfig``.
         mask: see ``MaskConfig``.
+        auxiliary: see ``AuxiliaryConfig``; a loss beside the contrastive one, off by default.
         run: see ``RunConfig``.
     """
 
@@ -207,6 +209,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -56,7 +56,8 @@ def train_step(
     """Take step ``step`` (from 0) on a batch of ``fastvivit.data.collate``.
 
     Returns:
-        ``loss``, ``lr``, ``grad_norm`` before clipping, and ``scale``, which multiplies the cosines.
+        ``loss``, ``lr``, ``grad_norm`` before clipping, and ``scale``, which multiplies the cosines. With an
+        auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``.
 
     Raises:
         NonFiniteLoss: the weights may be spoiled then, and must not be saved.
@@ -68,16 +69,18 @@ def train_step(
     video = batch["video"].to(device, non_blocking=True)
     keep = None if keep is None else keep.to(device, non_blocking=True)
     with autocast(config, device):
-        loss = model(video, batch["caption"], keep=keep)
+        parts = model.losses(video, batch["caption"], keep=keep, text_seeds=batch["mask_seed"].tolist())
+    loss = parts.pop("loss")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
     optimiser.step()
     # One transfer, after all work has been queued.
-    values = torch.stack([loss.detach(), norm, model.scale.detach()]).tolist()
+    values = torch.stack([loss.detach(), norm, model.scale.detach(), *map(torch.detach, parts.values())]).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
             f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "
             "optimiser.lr or optimiser.clip, or a longer schedule.warmup, may help"
         )
-    return {"loss": values[0], "lr": rate, "grad_norm": values[1], "scale": values[2]}
+    named = {"loss": values[0], "lr": rate, "grad_norm": values[1], "scale": values[2]}
+    return named if len(parts) == 1 else named | dict(zip(parts, values[3:], strict=True))

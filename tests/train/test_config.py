@@ -6,7 +6,7 @@ import math
 import pytest
 
 from fastvivit.models import ViViTConfig
-from fastvivit.train import DataConfig, OptimiserConfig, ScheduleConfig, TrainConfig
+from fastvivit.train import AuxiliaryConfig, DataConfig, OptimiserConfig, ScheduleConfig, TrainConfig
 from fastvivit.train.reading import PRESETS
 
 BASE = {"steps": 2000, "data": {"train": "clips.jsonl"}}
@@ -33,6 +33,7 @@ def test_the_defaults_are_the_papers():
     assert (config.optimiser.lr, config.optimiser.weight_decay, config.optimiser.clip) == (5e-5, 1e-2, 2.0)
     assert (config.schedule.warmup, config.batch_size, config.data.fps) == (1000, 512, 1.0)
     assert config.model == ViViTConfig.base()
+    assert config.auxiliary == AuxiliaryConfig(kind="none", weight=1.0, mlm_ratio=0.15)
 
 
 def test_dict_round_trip(config):
@@ -164,6 +165,8 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(schedule={"final": 2}), "schedule.final: wanted a share of the learning rate"),
         (merged(mask={"ratio": 1}), "mask.ratio: wanted 0 <= ratio < 1, got 1.0"),
         (merged(mask={"strategy": "rnd"}), "mask.strategy: wanted one of 'random', 'tube', 'frame'"),
+        (merged(auxiliary={"kind": "itm"}), "auxiliary.kind: wanted one of 'none', 'mlm', 'captioning', got 'itm'"),
+        (merged(auxiliary={"weight": -1}), "auxiliary.weight: wanted above 0, and finite, got -1.0"),
         (merged(run={"save_every": 0}), "run.save_every: wanted at least 1, got 0"),
         (merged(run={"device": "tpu"}), "run.device: wanted one of 'auto', 'cpu', 'cuda', got 'tpu'"),
         (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', got 'fp8'"),

@@ -1,5 +1,7 @@
 """Retrieval scores against a sort."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -34,6 +36,21 @@ def test_several_captions_a_video():
     )
 
 
+def test_one_caption_of_every_video_at_a_time():
+    """Against the definition: each draw a square matrix, in any order of the texts."""
+    groups = torch.arange(9).repeat(4)[torch.randperm(36)]
+    similarity = torch.randn(36, 9)
+    got = fv.metrics.retrieval(similarity, groups, per_caption=True)
+    draws = []
+    for draw in range(4):
+        rows = [[i for i in range(36) if groups[i] == video][draw] for video in range(9)]
+        draws.append(fv.metrics.retrieval(similarity[rows]))
+    assert got == {name: pytest.approx(sum(one[name] for one in draws) / 4) for name in got}
+    whole = fv.metrics.retrieval(similarity, groups.tolist())
+    assert got["t2v_r1"] == pytest.approx(whole["t2v_r1"]) and got["v2t_r1"] != whole["v2t_r1"]
+    assert fv.metrics.retrieval(similarity[:9], range(9), per_caption=True) == fv.metrics.retrieval(similarity[:9])
+
+
 def test_ties_and_nan_count_against():
     flat = fv.metrics.retrieval(torch.zeros(20, 20))
     assert flat["t2v_r10"] == 0 and flat["t2v_medr"] == 20 and flat["v2t_r1"] == 0
@@ -44,7 +61,7 @@ def test_ties_and_nan_count_against():
 def test_chunks_change_nothing(monkeypatch):
     similarity = torch.randn(23, 23)
     whole = fv.metrics.retrieval(similarity)
-    monkeypatch.setattr(fv.metrics, "_CHUNK", 4)
+    monkeypatch.setattr(import_module("fastvivit.metrics.retrieval"), "_CHUNK", 4)
     assert fv.metrics.retrieval(similarity) == whole
 
 
@@ -59,3 +76,5 @@ def test_refuses():
         with pytest.raises(ValueError) as caught:
             fv.metrics.retrieval(*args)
         assert message in str(caught.value)
+    with pytest.raises(ValueError, match="groups: per_caption wants as many texts for each video, got 1 to 2"):
+        fv.metrics.retrieval(torch.zeros(3, 2), [0, 0, 1], per_caption=True)

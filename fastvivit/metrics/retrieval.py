@@ -12,7 +12,9 @@ from torch import Tensor
 _CHUNK = 1024
 
 
-def retrieval(similarity: Tensor, groups: Sequence[int] | Tensor | None = None) -> dict[str, float]:
+def retrieval(
+    similarity: Tensor, groups: Sequence[int] | Tensor | None = None, *, per_caption: bool = False
+) -> dict[str, float]:
     """Recall at 1, 5, 10 and median rank, text to video and video to text, in percent (ranks from 1).
 
     A query's rank is that of its best right answer; answers that score the same as it count as ahead of it,
@@ -22,13 +24,19 @@ def retrieval(similarity: Tensor, groups: Sequence[int] | Tensor | None = None) 
         similarity: (texts, videos).
         groups: for each text the index of its video, for several captions a video; None means text i goes
             with video i.
+        per_caption: with several captions a video, which texts a search is among. False: all of them at once;
+            each text is a query, and a video is found by the best of its captions. True: one caption of every
+            video at a time, the first of each, then the second, and so on; every score is the mean over these
+            draws, as the paper averages over MSR-VTT's 20 and VATEX's 10 captions (it leaves open which
+            of the two it means). With as many texts for each video, recall of text to video is the same
+            either way; median ranks and video to text are not.
 
     Returns:
         ``t2v_r1, t2v_r5, t2v_r10, t2v_medr, v2t_r1, v2t_r5, v2t_r10, v2t_medr``.
 
     Raises:
         ValueError: a similarity that is not a matrix, groups that do not match it or leave a video without a
-            text.
+            text, or with ``per_caption`` give videos different numbers of texts.
     """
     if similarity.dim() != 2 or 0 in similarity.shape:
         raise ValueError(f"similarity: wanted (texts, videos), both above 0, got shape {tuple(similarity.shape)}")
@@ -42,8 +50,23 @@ def retrieval(similarity: Tensor, groups: Sequence[int] | Tensor | None = None) 
         raise ValueError(f"groups: wanted {texts} videos in 0..{videos - 1}, got {groups.tolist()}")
     if len(groups.unique()) != videos:
         raise ValueError(f"groups: wanted a text for each of {videos} videos, got texts for {len(groups.unique())}")
+    if per_caption:
+        return _drawn(similarity, groups)
     right = groups.unsqueeze(1) == torch.arange(videos, device=similarity.device)
     return _scores("t2v", _ranks(similarity, right)) | _scores("v2t", _ranks(similarity.T, right.T))
+
+
+def _drawn(similarity: Tensor, groups: Tensor) -> dict[str, float]:
+    """Mean of the scores over the draws of one text a video."""
+    counts = groups.bincount()
+    if int(counts.min()) != int(counts.max()):
+        raise ValueError(
+            "groups: per_caption wants as many texts for each video, "
+            f"got {int(counts.min())} to {int(counts.max())} texts a video"
+        )
+    draws = groups.argsort(stable=True).view(len(counts), -1).T
+    found = [retrieval(similarity[draw]) for draw in draws]
+    return {name: sum(scores[name] for scores in found) / len(found) for name in found[0]}
 
 
 def _ranks(similarity: Tensor, right: Tensor) -> Tensor:
