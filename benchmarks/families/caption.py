@@ -127,7 +127,8 @@ def _generate_case(options: Options) -> Case:
             return keys(captioner.encode_video(clip, keep=keep))
 
         def write(**more: object) -> str:
-            return captioner.generate(vision, "", tokens, **more)[0]
+            # No token ends a text, or a random model might stop before it has written as many as are timed.
+            return captioner.generate(vision, "", tokens, eos_token_id=None, **more)[0]
 
         def drawn(**more: object) -> str:
             # A random model's likeliest word is the same for ever; what is drawn depends on all of its logits.
