@@ -127,7 +127,7 @@ class Claim:
         if not present:
             return None
         peer = min(present, key=lambda name: found[name].median)
-        speedup = found[peer].over(ours).median
+        speedup = found[peer].over(spread).median
         if flops and peer in flops and not self.times:
             speedup *= case.flops / flops[peer]
         if self.at_least is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastvivit
+from tests.test_examples import folders
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -142,3 +143,32 @@ def test_a_model_is_accelerated_as_the_readme_says():
     pytest.importorskip("transformers")
     small = "VivitConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, "
     exec(code_of("A model you already have").replace("VivitConfig(", small), {})
+
+
+def test_captioning_page_is_what_the_report_says():
+    made = maker("make_captioning")
+    text, report = made.PAGE.read_text(), json.loads(made.REPORT.read_text())
+    assert text == made.page(text, report), "run python docs/make_captioning.py"
+    # What the page says of the run in words.
+    first, second = (report["results"][half] for half in ("first half", "second half"))
+    right = [[t in c for t, c in zip(half["text"], report["captions"], strict=True)] for half in (first, second)]
+    assert all(right[0][:-1]) and sum(right[1]) == 4 and not right[0][-1]
+    assert first["loss"][-1] > report["results"]["before"]["loss"][-1]
+    report["losses"][-1] = 9.87
+    assert "→ 9.87" in made.page(text, report)
+
+
+def test_the_captioner_is_used_as_its_page_says(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path)
+    models = tmp_path / "models"
+    models.mkdir()
+    (tmp_path / "dinov2").rename(models / "dinov2_small")
+    (tmp_path / "llama").rename(models / "smollm2")
+    next((tmp_path / "clips").glob("*.mp4")).rename(tmp_path / "cup.mp4")
+    text, names = (ROOT / "docs" / "captioning.md").read_text(), {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code.replace("size=224", "size=28").replace("frames=16", "frames=4"), names)
+    assert names["cap"].layers[0].gate.abs() > 0 and (tmp_path / "layers").is_dir()

@@ -16,6 +16,7 @@ from benchmarks.case import OURS, Bench, Case, Claim, Contestant, Options
 from benchmarks.cases import all_cases
 from benchmarks.families.attention import attention_cases
 from benchmarks.families.block import block_cases
+from benchmarks.families.caption import Sizes, caption_cases
 from benchmarks.families.embed import LINEAR, embed_cases
 from benchmarks.families.loss import loss_cases
 from benchmarks.families.overhead import overhead_cases
@@ -203,6 +204,30 @@ def test_encoders_compute_the_same_function_before_they_are_timed():
         assert set(case.peak) == set(bench.contestants)
 
 
+@pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
+def test_a_captioner_writes_and_learns_what_it_should_before_it_is_timed():
+    writing, *steps = caption_cases(QUICK)
+    assert writing.build().gate() is None
+    for step in steps:
+        bench = step.build()
+        assert bench.gate() is None and set(step.peak) == set(bench.contestants)
+
+
+@pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
+@pytest.mark.parametrize("latents", [None, 6])
+def test_a_captioners_work_is_counted(latents):
+    sizes = Sizes.of(QUICK, 8, latents)
+    captioner = sizes.captioner(QUICK)
+    layers = [p for layer in captioner.layers for p in (layer.attn.q.weight, layer.attn.proj.weight)]
+    passed = [p for p in captioner.lm.parameters() if p.dim() == 2]
+    assert sizes.text_weights == sum(p.numel() for p in passed + layers)
+    vision = captioner.encode_video(sizes.clips(1, QUICK))
+    media = captioner.look(vision)
+    counted = _counted(lambda: [layer.attn.keys(media.tokens) for layer in captioner.layers])
+    counted += _counted(lambda: captioner.look(vision))
+    assert sizes.resampling(1) == pytest.approx(counted, rel=0.01)
+
+
 def test_spreads():
     spread = measure.Spread((4.0, 1.0, 3.0, 2.0, 5.0))
     assert (spread.median, spread.p10, spread.p90) == (3.0, pytest.approx(1.4), pytest.approx(4.6))
@@ -236,6 +261,9 @@ def test_claims_take_the_fastest_peer_that_took_part():
     assert Claim(text="", under=2.0).judge(found)["met"]
     assert Claim(text="", under=2.0, minus="absent").judge(found) is None
     assert Claim(text="", under=2.0, minus="fast").judge(found)["met"]
+    found = {OURS: measure.Spread((8.0,)), "part": measure.Spread((2.0,)), "peer": measure.Spread((3.0,))}
+    judged = Claim(text="", peers=("peer",), at_most=2.5, minus="part").judge(found)
+    assert judged["value"] == pytest.approx(2.0) and judged["met"]
 
 
 def test_a_claim_is_not_judged_in_noise_beyond_it():
