@@ -92,11 +92,12 @@ class Sizes:
         dim, depth, ff, latents = (self.resampler[n] for n in ("dim", "depth", "ff", "latents"))
         keys = latents + self.video.grid[1] * self.video.grid[2]
         width, blocks = self.lm["hidden_size"], self.lm["num_hidden_layers"]
+        shared = width * self.lm["num_key_value_heads"] // self.lm["num_attention_heads"]
         # Queries and results, the feed-forward layer; keys and values; attention.
         layer = latents * (2 * dim**2 + 2 * dim * ff) + keys * 2 * dim**2 + 2 * latents * keys * dim
         start = (keys - latents) * self.video.width * dim if dim != self.video.width else 0
         end = latents * dim * width
-        return 2 * clips * (depth * layer + start + end + blocks * latents * 2 * width**2)
+        return 2 * clips * (depth * layer + start + end + blocks * latents * 2 * width * shared)
 
 
 def _set_gates(captioner: fv.VideoCaptioner, value: float) -> None:

@@ -45,6 +45,7 @@ class CrossConfig:
         every: a layer in front of each ``every``-th block.
         heads: attention heads; None is as many of ``head_dim`` as fit the language model's width.
         head_dim: width of a head.
+        kv_heads: heads of keys and values; None shares them as the language model's own attention does.
         ff: inner width of a gated feed-forward layer as a multiple of the language model's width; 0 leaves it out.
         over_time: average tokens over time first; False for an encoder by tubes.
     """
@@ -52,14 +53,16 @@ class CrossConfig:
     every: int = 1
     heads: int | None = None
     head_dim: int = 64
+    kv_heads: int | None = None
     ff: int = 0
     over_time: bool = True
 
     def __post_init__(self) -> None:
         at_least("language.cross", self, 1, "every", "head_dim")
         at_least("language.cross", self, 0, "ff")
-        if self.heads is not None:
-            at_least("language.cross", self, 1, "heads")
+        for name in ("heads", "kv_heads"):
+            if getattr(self, name) is not None:
+                at_least("language.cross", self, 1, name)
 
 
 @dataclass(frozen=True, kw_only=True)

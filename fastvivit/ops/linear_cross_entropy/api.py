@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastvivit._autocast import autocast_dtype
 from fastvivit._checks import require_ids, require_tensor
-from fastvivit.ops.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY
+from fastvivit.ops.linear_cross_entropy.registered import LINEAR_CROSS_ENTROPY
 
 _REDUCTIONS = ("mean", "sum", "none")
 
