@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,17 +88,23 @@ class Sizes:
         block = 2 * width * (width + shared) + 3 * width * ff
         return depth * (block + 2 * width**2) + self.lm["vocab_size"] * width
 
+    @property
+    def keys_width(self) -> int:
+        """Width of the keys of a new layer: heads of 64 share them as those of the language model do, where they can."""
+        width = self.lm["hidden_size"]
+        heads, shared = max(1, width // 64), self.lm["num_attention_heads"] // self.lm["num_key_value_heads"]
+        return heads // math.gcd(heads, shared) * min(64, width)
+
     def resampling(self, clips: int) -> int:
         """FLOPs from averaged tokens to the keys of every new layer: latents see tokens and latents."""
         dim, depth, ff, latents = (self.resampler[n] for n in ("dim", "depth", "ff", "latents"))
         keys = latents + self.video.grid[1] * self.video.grid[2]
         width, blocks = self.lm["hidden_size"], self.lm["num_hidden_layers"]
-        shared = width * self.lm["num_key_value_heads"] // self.lm["num_attention_heads"]
         # Queries and results, the feed-forward layer; keys and values; attention.
         layer = latents * (2 * dim**2 + 2 * dim * ff) + keys * 2 * dim**2 + 2 * latents * keys * dim
         start = (keys - latents) * self.video.width * dim if dim != self.video.width else 0
         end = latents * dim * width
-        return 2 * clips * (depth * layer + start + end + blocks * latents * 2 * width * shared)
+        return 2 * clips * (depth * layer + start + end + blocks * latents * 2 * width * self.keys_width)
 
 
 def _set_gates(captioner: fv.VideoCaptioner, value: float) -> None:

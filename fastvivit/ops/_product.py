@@ -34,11 +34,14 @@ def _product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.binary(x, base, w, None, "add")
 
 
-def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ w.T + bias``. x (M, K), w (D, K), bias (D,), float32 on a CPU, any strides → (M, D)."""
+def product(x: Tensor, w: Tensor, bias: Tensor | None = None, *, depth: int | None = None) -> Tensor:
+    """``x @ w.T + bias``. x (M, K), w (D, K), bias (D,), float32 on a CPU, any strides → (M, D).
+
+    ``depth``: most of K that is added up in one go, where terms are known to be small; None is what any need.
+    """
     if _is_small(x, w) or no_onednn() is not None:
         return torch.nn.functional.linear(x, w, bias)
-    (first, *rest) = _parts(x, w)
+    (first, *rest) = _parts(x, w, depth)
     total = _product(*first, bias)
     for part in rest:
         total = _product_plus(*part, total)
@@ -49,7 +52,7 @@ def product_plus(x: Tensor, w: Tensor, base: Tensor) -> Tensor:
     """``x @ w.T + base``. x (M, K), w (D, K), base (M, D), float32 on a CPU → (M, D), maybe in place of ``base``."""
     if _is_small(x, w) or no_onednn() is not None:
         return base.addmm_(x, w.t())
-    for part in _parts(x, w):
+    for part in _parts(x, w, None):
         base = _product_plus(*part, base)
     return base
 
@@ -66,13 +69,15 @@ def _is_small(x: Tensor, w: Tensor) -> bool:
 _DEPTH, _DEPTH_TRANSPOSED = 768, 384
 
 
-def _parts(x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _parts(x: Tensor, w: Tensor, depth: int | None) -> list[tuple[Tensor, Tensor]]:
     """``x`` and ``w`` in the fewest even parts along K that are short enough."""
-    depth = x.shape[1]
+    whole = x.shape[1]
     lies_whole = w.stride(1) != 1
-    count = -(-depth // (_DEPTH_TRANSPOSED if lies_whole and x.stride(1) != 1 else _DEPTH))
+    if depth is None:
+        depth = _DEPTH_TRANSPOSED if lies_whole and x.stride(1) != 1 else _DEPTH
+    count = -(-whole // depth)
     if count == 1:
         return [(x, w)]
-    step = -(-depth // count)
-    cuts = [slice(first, first + step) for first in range(0, depth, step)]
+    step = -(-whole // count)
+    cuts = [slice(first, first + step) for first in range(0, whole, step)]
     return [(x[:, cut], w[:, cut] if lies_whole else w[:, cut].contiguous()) for cut in cuts]
