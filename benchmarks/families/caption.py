@@ -90,7 +90,7 @@ class Sizes:
 
     @property
     def keys_width(self) -> int:
-        """Width of the keys of a new layer: heads of 64 share them as those of the language model do, where they can."""
+        """Width of a new layer's keys: heads of 64 share them as the language model's do, where that divides them."""
         width = self.lm["hidden_size"]
         heads, shared = max(1, width // 64), self.lm["num_attention_heads"] // self.lm["num_key_value_heads"]
         return heads // math.gcd(heads, shared) * min(64, width)
