@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastvivit.caption.quiet import no_bars
 from fastvivit.cli.models import load_captioner, load_model
 from fastvivit.data import Entry, read_manifest
 from fastvivit.evaluation import SETUPS, Aggregated, Asking, Clip, Comparison, Direct, Reading, Selected
 from fastvivit.evaluation import compare as compare_systems
 from fastvivit.evaluation import retrieval as score_retrieval
+from fastvivit.evaluation.clips import one_a_clip
+from fastvivit.evaluation.setups import CHOICE
 from fastvivit.modular import CaptionAggregator, ChatModel, FrameSelector
 from fastvivit.train.progress import progress
 
@@ -29,8 +32,7 @@ class Evaluate:
     """Score a model on the clips of a manifest, and the paper's other systems on the same clips.
 
     "long" gives the model the whole clip. "selector" gives it the --k frames that --scorer finds nearest to the
-    question, the --query, the --prompt, or else to what the aggregator (with --llm) or the model itself says of
-    the clip. "aggregator" has it caption segments, which the chat model --llm merges.
+    question, the --query, or else to what the aggregator (with --llm) or the model itself says of the clip. "aggregator" has it caption segments, which the chat model --llm merges.
 
     Attributes:
         manifest: JSONL or CSV; `fastvivit data import` writes them.
@@ -45,10 +47,11 @@ class Evaluate:
         seconds: length of the aggregator's segments.
         oracle: cut at the entries' field `segments` instead.
         query: what the selector looks for where nothing is asked.
-        prompt: what texts begin after.
+        prompt: what a captioner's texts begin after; by default what each model was trained with.
         frames: the most pictures of a clip; by default what the model takes.
         fps: pictures per second; by default what the model was trained with.
         mask: share of the video's tokens to drop; 0.3 by default, as in the paper. Retrieval drops none.
+        size: pixels of a clip's sides, where --model and --short differ; by default what the models take.
         normalise: how an option's log-likelihood counts.
         max_new_tokens: the longest text: by default 32, for summaries 128.
         batch_size: clips at a time.
@@ -71,10 +74,11 @@ class Evaluate:
     seconds: float = 16.0
     oracle: bool = False
     query: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    prompt: str = ""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     frames: Annotated[int | None, tyro.conf.arg(metavar="FRAMES")] = None
     fps: Annotated[float | None, tyro.conf.arg(metavar="FPS")] = None
     mask: Annotated[float | None, tyro.conf.arg(metavar="RATIO")] = None
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     normalise: Literal["sum", "tokens"] = "sum"
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None
     batch_size: int = 8
@@ -97,7 +101,8 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"limit: wanted at least 1, got {options.limit}")
     task = options.task or (setup.task if setup else "captioning")
     names = _names(options, task)
-    entries = read_manifest(options.manifest)[: options.limit]
+    entries = read_manifest(options.manifest)
+    entries = (entries if task == CHOICE else one_a_clip(entries))[: options.limit]
     if task == "retrieval":
         model, known = load_model(options.model)
         with _reading(options, setup, known, len(entries)) as reading:
@@ -128,28 +133,32 @@ def _names(options: Evaluate, task: str) -> list[str]:
         raise ValueError("scorer: wanted the folder of a dual encoder for the selector, got none")
     if "aggregator" in names and options.llm is None:
         raise ValueError("llm: wanted the folder of a chat model for the aggregator, got none")
+    if options.oracle and "aggregator" not in names:
+        raise ValueError(
+            "oracle: wanted the aggregator among --systems, which alone has segments, got " + options.systems
+        )
     return names
 
 
 def _systems(options: Evaluate, names: list[str]) -> tuple[dict[str, Any], float | None]:
     captioner, known = load_captioner(options.model)
-    short = captioner if options.short is None else load_captioner(options.short)[0]
-    found: dict[str, Any] = {"long": Direct(captioner)}
+    short, known_short = (captioner, known) if options.short is None else load_captioner(options.short)
+    prompt, prompt_short = (one.prompt if options.prompt is None else options.prompt for one in (known, known_short))
+    found: dict[str, Any] = {"long": Direct(captioner, prompt)}
     if options.llm is not None:
-        aggregator = CaptionAggregator(short, _chat(options.llm), options.seconds)
+        aggregator = CaptionAggregator(short, _chat(options.llm), options.seconds, prompt=prompt_short)
         found["aggregator"] = Aggregated(aggregator, oracle=options.oracle)
     if "selector" in names:
         selector = FrameSelector.from_model(load_model(options.scorer)[0], options.k)
-        found["selector"] = Selected(selector, short, _query(options, found.get("aggregator", Direct(short))))
+        query = _query(options, found.get("aggregator", Direct(short, prompt_short)))
+        found["selector"] = Selected(selector, short, query, prompt_short)
     return {name: found[name] for name in names}, known.fps
 
 
-def _query(options: Evaluate, describer: Any) -> Callable[[Clip, Asking], str] | None:
-    """What the selector looks for in a clip; None for the prompt."""
+def _query(options: Evaluate, describer: Any) -> Callable[[Clip, Asking], str]:
+    """What the selector looks for in a clip."""
     if options.query is not None:
         return lambda clip, asking: options.query
-    if options.prompt.strip():
-        return None
     return lambda clip, asking: describer.describe([clip], asking)[0]
 
 
@@ -159,7 +168,8 @@ def _chat(folder: Path) -> ChatModel:
 
     if not folder.is_dir():
         raise ValueError(f"llm: wanted the folder of a transformers model, no such folder: {folder}")
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+    with no_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ChatModel(model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
@@ -173,7 +183,14 @@ def _reading(options: Evaluate, setup: Any, known: float | None, clips: int) -> 
         fps = setup.fps if fps is None else fps
     fps = next(rate for rate in (fps, known, 1.0) if rate is not None)
     with progress(clips, "evaluate", "clip") as advance:
-        yield Reading(frames=frames, fps=fps, batch_size=options.batch_size, workers=options.workers, progress=advance)
+        yield Reading(
+            frames=frames,
+            fps=fps,
+            size=options.size,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            progress=advance,
+        )
 
 
 def _compare(
@@ -183,7 +200,6 @@ def _compare(
         systems,
         entries,
         task,
-        prompt=options.prompt,
         mask_ratio=mask,
         seed=options.seed,
         normalise=options.normalise,

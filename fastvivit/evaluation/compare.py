@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastvivit.data import Entry
-from fastvivit.evaluation.clips import Clip, Manifest, Reading, entries_of, read_clips
+from fastvivit.evaluation.clips import Clip, Manifest, Reading, entries_of, one_a_clip, read_clips
 from fastvivit.evaluation.rows import (
     Row,
     broken_rows,
+    check_events,
     check_question,
     choice_rows,
     score_rows,
@@ -28,7 +29,7 @@ class Comparison:
     """What some systems scored on the same clips.
 
     Attributes:
-        task: "captioning", "summaries" or "multiple_choice".
+        task: "captioning", "summaries" or "multiple_choice"; of ``fastvivit evaluate`` "retrieval", too.
         scores: for each system its scores, beside ``clips`` (how many they are of), ``broken`` (files that
             could not be read), and ``seconds_per_clip`` (the system's own time, without decoding).
         broken: path and reason of each of these files.
@@ -130,11 +131,12 @@ def compare(
     Args:
         systems: by name: a ``VideoCaptioner``, a ``fv.modular.CaptionAggregator``, a ``Selected``, or any
             ``System``.
-        manifest: a manifest's path, or its entries.
+        manifest: a manifest's path, or its entries. Those of the same part of the same file are one clip with
+            several references; of multiple choice each is a question of its own.
         task: "captioning", "summaries" or "multiple_choice".
         prompt: what descriptions begin after; see ``Selected`` and ``Aggregated`` for what they make of it.
         mask_ratio: share of the video's tokens that is dropped, as the paper does at inference, too.
-        seed: a clip's mask depends on it and on the clip's place in the manifest alone.
+        seed: a clip's mask depends on it and on the clip's place among the manifest's clips alone.
         normalise: "sum" or "tokens": whether an option's log-likelihood is divided by its tokens.
         template: the prompt of a question; ``{question}`` stands for it.
         max_new_tokens: the longest description.
@@ -146,8 +148,8 @@ def compare(
 
     Raises:
         ValueError: an unknown task or setting, something that is no system, models of different sizes where
-            ``reading`` gives none, a bad manifest, an entry without question and options where they are
-            needed, no video that can be read.
+            ``reading`` gives none, a bad manifest, an entry without question and options, or with
+            bad segments, where they are needed, no video that can be read.
     """
     if task not in (CAPTIONING, SUMMARIES, CHOICE):
         raise ValueError(f"task: wanted {CAPTIONING!r}, {SUMMARIES!r} or {CHOICE!r}, got {task!r}")
@@ -168,9 +170,13 @@ def compare(
     if task == CHOICE:
         for number, entry in enumerate(entries):
             check_question(number, entry)
+    else:
+        entries = one_a_clip(entries)
     oracle = any(isinstance(system, Aggregated) and system.oracle for system in named.values())
     if oracle and not any(entry.extra.get("segments") for entry in entries):
         raise ValueError("oracle: wanted entries with a field 'segments', got none in the manifest")
+    for number, entry in enumerate(entries if oracle else ()):
+        check_events(number, entry)
     answers, broken, seconds = _answers(named, entries, task, reading, asking)
     if predictions is not None:
         rows = [row | ({"system": name} if name else {}) for name, rows in answers.items() for row in rows]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from fastvivit import metrics
 from fastvivit.data import ClipDataset
-from fastvivit.evaluation.clips import Manifest, Reading, entries_of
+from fastvivit.evaluation.clips import Manifest, Reading, entries_of, one_a_clip
 from fastvivit.evaluation.rows import Row, broken_rows, write_rows
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.train.evaluate import Evaluation, evaluate
@@ -25,7 +25,8 @@ def retrieval(
 
     Args:
         model: the dual encoder; left in the mode it was in.
-        manifest: a manifest's path, or its entries.
+        manifest: a manifest's path, or its entries. Those of the same part of the same file are one clip with
+            several captions.
         per_caption: False: every caption is a query among all, a video is found by the best of its own. True:
             scores are averaged over draws of one caption a video, for which every video must have equally many.
             The paper averages over captions (appendix B) and leaves open which it means.
@@ -43,7 +44,7 @@ def retrieval(
         raise ValueError(f"model: wanted a VideoTextModel, got {type(model).__name__}")
     reading, config = reading or Reading(), model.video.config
     dataset = ClipDataset(
-        entries_of(manifest),
+        one_a_clip(entries_of(manifest)),
         frames=config.frames if reading.frames is None else reading.frames,
         fps=reading.fps,
         size=config.size if reading.size is None else reading.size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,12 +31,17 @@ def text_rows(system: System, clips: Sequence[Clip], asking: Asking) -> list[Row
 
 
 def choice_rows(system: System, clips: Sequence[Clip], asking: Asking) -> list[Row]:
-    """A row a clip: each option's score and the option chosen; None for NaN, which JSON hasn't."""
+    """A row a clip: each option's score and the option chosen; None for NaN, which JSON hasn't.
+
+    An infinite score is written as the largest number of float32: JSON has no infinity, and -inf is no option in
+    ``fv.metrics.multiple_choice``.
+    """
     questions = [clip.entry.extra["question"] for clip in clips]
     options = [clip.entry.extra["options"] for clip in clips]
     rows = []
     for clip, scores in zip(clips, system.choose(clips, questions, options, asking), strict=True):
         row = _about(clip) | {name: clip.entry.extra[name] for name in ("question", "options")}
+        scores = scores.float().nan_to_num(nan=math.nan)
         chosen = None if scores.isnan().any() else int(scores.argmax())
         written = [None if score != score else score for score in scores.tolist()]
         rows.append(row | {"answer": clip.entry.extra.get("answer"), "scores": written, "prediction": chosen})
@@ -75,6 +81,17 @@ def check_question(number: int, entry: Entry) -> None:
         raise ValueError(
             f"manifest: wanted 'answer' in 0..{len(options) - 1} or none, got {answer!r} in entry {number}"
         )
+
+
+def check_events(number: int, entry: Entry) -> None:
+    """Refuse an entry's field ``segments`` that lists anything but pairs of seconds, before anything runs."""
+    events = entry.extra.get("segments")
+    for event in events if isinstance(events, list | tuple) else [events] if events is not None else []:
+        pair = event if isinstance(event, list | tuple) else ()
+        if len(pair) != 2 or not all(isinstance(s, int | float) and math.isfinite(s) for s in pair):
+            raise ValueError(
+                f"manifest: wanted 'segments' as a list of [start, end] in seconds, got {event!r} in entry {number}"
+            )
 
 
 def _about(clip: Clip) -> Row:

@@ -27,7 +27,7 @@ class Asking:
         prompt: what descriptions begin after.
         max_new_tokens: the longest description.
         mask_ratio: share of the video's tokens that is dropped.
-        seed: masks are drawn from it and the clip's place in the manifest.
+        seed: masks are drawn from it and the clip's place among the manifest's clips.
         normalise: "sum" or "tokens": how an option's log-likelihood counts.
         template: the prompt of a question for a captioner; ``{question}`` stands for it.
     """
@@ -79,18 +79,20 @@ class Direct:
     of its own, so that a score doesn't depend on the batch.
 
     Args:
-        captioner: a ``VideoCaptioner``, or anything with its ``encode_video``, ``generate``, ``score`` and
-            ``video.config``. Used in eval mode, left in the mode it was in.
+        captioner: a ``VideoCaptioner``, or a module with its ``encode_video``, ``generate``, ``score`` and
+            ``video``. Used in eval mode, left in the mode it was in.
+        prompt: what its descriptions begin after; None takes that of ``Asking``.
     """
 
-    def __init__(self, captioner: Any) -> None:
-        self.captioner = captioner
+    def __init__(self, captioner: Any, prompt: str | None = None) -> None:
+        self.captioner, self.prompt = captioner, prompt
 
     def describe(self, clips: Sequence[Clip], asking: Asking) -> list[str]:
         """See ``System``."""
         with _evaluating(self.captioner):
             vision = Vision.stack(self._encode(clips, asking))
-            texts = self.captioner.generate(vision, asking.prompt, asking.max_new_tokens)
+            prompt = asking.prompt if self.prompt is None else self.prompt
+            texts = self.captioner.generate(vision, prompt, asking.max_new_tokens)
         return [text.strip() for text in texts]
 
     def choose(
@@ -124,13 +126,19 @@ class Selected:
         selector: chooses the frames.
         captioner: as in ``Direct``; a 16-frame model in the paper.
         query: what to look for in a clip that is to be described. The paper takes a summary by another system
-            (its footnote 8). None takes the prompt. Where a question is asked, the question is the query.
+            (its footnote 8). None takes the prompt of ``Asking``. Where a question is asked, the question is the
+            query. An empty one, of a system that had nothing to say, takes frames at even distances.
+        prompt: as in ``Direct``.
     """
 
     def __init__(
-        self, selector: FrameSelector, captioner: Any, query: Callable[[Clip, Asking], str] | None = None
+        self,
+        selector: FrameSelector,
+        captioner: Any,
+        query: Callable[[Clip, Asking], str] | None = None,
+        prompt: str | None = None,
     ) -> None:
-        self.selector, self.query, self.direct = selector, query, Direct(captioner)
+        self.selector, self.query, self.direct = selector, query, Direct(captioner, prompt)
         self.captioner = captioner
 
     def describe(self, clips: Sequence[Clip], asking: Asking) -> list[str]:
@@ -152,7 +160,12 @@ class Selected:
 
     def _chosen(self, clips: Sequence[Clip], queries: Sequence[str]) -> list[Clip]:
         pairs = zip(clips, queries, strict=True)
-        return [replace(clip, video=self.selector(clip.video, query).video) for clip, query in pairs]
+        return [replace(clip, video=self._frames(clip.video, query)) for clip, query in pairs]
+
+    def _frames(self, video: Tensor, query: str) -> Tensor:
+        if query.strip():
+            return self.selector(video, query).video
+        return fit_frames(video, min(self.selector.k, video.shape[1]))
 
     def _fewer(self, asking: Asking) -> Asking:
         return replace(asking, frames=min(asking.frames, self.selector.k))

@@ -32,13 +32,17 @@ def multiple_choice(scores: Tensor, answers: Sequence[int] | Tensor) -> dict[str
     questions, options = scores.shape
     if 0 in scores.shape:
         raise ValueError(f"scores: wanted (questions, options), both above 0, got shape {tuple(scores.shape)}")
+    if not isinstance(answers, Tensor) and any(answer is None for answer in answers):
+        raise ValueError("answers: wanted integers, got None; leave out questions whose answer is secret")
     answers = torch.as_tensor(answers, device=scores.device)
-    if answers.is_floating_point() or answers.is_complex() or answers.dtype == torch.bool:
-        raise ValueError(f"answers: wanted integers, got {str(answers.dtype).removeprefix('torch.')}")
     if answers.shape != (questions,):
         raise ValueError(f"answers: wanted one for each of {questions} questions, got shape {tuple(answers.shape)}")
+    if answers.is_floating_point() or answers.is_complex() or answers.dtype == torch.bool:
+        raise ValueError(f"answers: wanted integers, got {str(answers.dtype).removeprefix('torch.')}")
     if int(answers.min()) < 0 or int(answers.max()) >= options:
-        raise ValueError(f"answers: wanted options in 0..{options - 1}, got {answers.tolist()}")
+        raise ValueError(
+            f"answers: wanted options in 0..{options - 1}, got {int(answers.min())} to {int(answers.max())}"
+        )
     answers = answers.long().unsqueeze(1)
     right = scores.gather(1, answers)
     absent = scores == float("-inf")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastvivit import _checks
+
 # Rows of the similarity matrix that are compared at once: bounds the memory of the comparison, not of the
 # matrix.
 _CHUNK = 1024
@@ -21,7 +23,7 @@ def retrieval(
     so that a constant similarity scores as badly as it should, and a NaN counts as ahead of everything.
 
     Args:
-        similarity: (texts, videos).
+        similarity: (texts, videos), floating point.
         groups: for each text the index of its video, for several captions a video; None means text i goes
             with video i.
         per_caption: with several captions a video, which texts a search is among. False: all of them at once;
@@ -35,10 +37,11 @@ def retrieval(
         ``t2v_r1, t2v_r5, t2v_r10, t2v_medr, v2t_r1, v2t_r5, v2t_r10, v2t_medr``.
 
     Raises:
-        ValueError: a similarity that is not a matrix, groups that do not match it or leave a video without a
+        ValueError: a similarity that is not a floating-point matrix, groups that are no integers, do not match it or leave a video without a
             text, or with ``per_caption`` give videos different numbers of texts.
     """
-    if similarity.dim() != 2 or 0 in similarity.shape:
+    _checks.require_tensor("similarity", similarity, (2,))
+    if 0 in similarity.shape:
         raise ValueError(f"similarity: wanted (texts, videos), both above 0, got shape {tuple(similarity.shape)}")
     texts, videos = similarity.shape
     if groups is None:
@@ -46,8 +49,12 @@ def retrieval(
             raise ValueError(f"groups: wanted the video of each text, as there are {texts} texts and {videos} videos")
         groups = range(videos)
     groups = torch.as_tensor(list(groups) if not isinstance(groups, Tensor) else groups, device=similarity.device)
-    if groups.shape != (texts,) or int(groups.min()) < 0 or int(groups.max()) >= videos:
-        raise ValueError(f"groups: wanted {texts} videos in 0..{videos - 1}, got {groups.tolist()}")
+    if groups.shape != (texts,):
+        raise ValueError(f"groups: wanted one for each of {texts} texts, got shape {tuple(groups.shape)}")
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise ValueError(f"groups: wanted integers, got {str(groups.dtype).removeprefix('torch.')}")
+    if int(groups.min()) < 0 or int(groups.max()) >= videos:
+        raise ValueError(f"groups: wanted videos in 0..{videos - 1}, got {int(groups.min())} to {int(groups.max())}")
     if len(groups.unique()) != videos:
         raise ValueError(f"groups: wanted a text for each of {videos} videos, got texts for {len(groups.unique())}")
     if per_caption:

@@ -28,21 +28,30 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 def _require(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     """Raise ``ValueError`` unless there is a hypothesis and at least one reference for each clip."""
-    if isinstance(hypotheses, str) or not all(isinstance(text, str) for text in hypotheses):
+    if not _are_texts(hypotheses):
         raise ValueError(f"hypotheses: wanted a str for each clip, got {_kind(hypotheses)}")
     if len(hypotheses) == 0:
         raise ValueError("hypotheses: wanted at least one, got none")
-    if isinstance(references, str) or len(references) != len(hypotheses):
-        got = _kind(references) if isinstance(references, str) else len(references)
+    listed = _is_list(references)
+    if not listed or len(references) != len(hypotheses):
+        got = len(references) if listed else _kind(references)
         raise ValueError(f"references: wanted a list for each of {len(hypotheses)} hypotheses, got {got}")
     for place, several in enumerate(references):
-        if isinstance(several, str) or not all(isinstance(text, str) for text in several):
+        if not _are_texts(several):
             raise ValueError(f"references: wanted a list of str for each clip, got {_kind(several)} for clip {place}")
         if len(several) == 0:
             raise ValueError(f"references: wanted at least one for each clip, got none for clip {place}")
 
 
+def _is_list(value: object) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return _is_list(value) and all(isinstance(text, str) for text in value)
+
+
 def _kind(value: object) -> str:
-    if isinstance(value, str):
-        return "one str"
+    if not _is_list(value):
+        return f"one {type(value).__name__}"
     return f"{type(value).__name__} of {', '.join(sorted({type(one).__name__ for one in value}))}"

@@ -15,7 +15,7 @@ from torch.nn import functional as nnf
 class ChatModel:
     """A transformers causal language model asked through its tokenizer's chat template.
 
-    Replies are greedy. The whole prompt is one message of the user; a system message is up to the template.
+    Replies are greedy, and without thinking aloud where the template can switch that off. The whole prompt is one message of the user; a system message is up to the template.
 
     Args:
         model: any causal language model that can ``generate``; it stays where it is and in eval mode.
@@ -51,6 +51,7 @@ class ChatModel:
             max_new_tokens=self.max_new_tokens,
             # A chat model's folder often asks for sampling; these would then be warned about.
             do_sample=False,
+            num_beams=1,
             temperature=None,
             top_p=None,
             top_k=None,
@@ -90,7 +91,10 @@ class ChatModel:
         """(1, n) tokens of the conversation up to where the reply begins."""
         message = [{"role": "user", "content": prompt}]
         # Text first: what the template returns when it tokenizes differs between versions of transformers.
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        # Templates of models that think aloud first (Qwen 3, SmolLM 3) take enable_thinking; others pass it over.
+        text = self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None and ids.shape[1] + room > most:
@@ -105,8 +109,8 @@ def read_choice(reply: str, options: Sequence[str]) -> int | None:
     """The option that a reply to a lettered list means, or None where it doesn't say.
 
     In this order: a reply that begins with a letter and a mark or nothing after it ("B", "(B)", "B. up");
-    "answer is B", "answer: B" or "option B" anywhere; a letter in brackets anywhere; an option's own words, if
-    they are those of one option only. Letters that are no option's, or two that differ, say nothing.
+    "answer is B", "answer: B" or "option B" anywhere; a letter in brackets anywhere; an option's own words as whole
+    words, if they are those of one option only, those inside another's left aside. Letters that are no option's, or two that differ, say nothing.
     """
     letters = ascii_uppercase[: len(options)]
     for pattern in (
@@ -120,5 +124,15 @@ def read_choice(reply: str, options: Sequence[str]) -> int | None:
             return letters.index(found.pop())
         if found:
             return None
-    words = [number for number, option in enumerate(options) if option.lower() in reply.lower()]
-    return words[0] if len(words) == 1 else None
+    places = {
+        number: [match.span() for match in re.finditer(rf"(?<!\w){re.escape(option.lower())}(?!\w)", reply.lower())]
+        for number, option in enumerate(options)
+    }
+    spans = [span for several in places.values() for span in several]
+    meant = [number for number, several in places.items() if any(not _inside(span, spans) for span in several)]
+    return meant[0] if len(meant) == 1 else None
+
+
+def _inside(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether a longer one of ``spans`` holds it."""
+    return any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in spans)

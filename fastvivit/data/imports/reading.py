@@ -63,10 +63,14 @@ class Node:
         return [Node(value, self.file, f"{self.way}[{index}]") for index, value in enumerate(self.value)]
 
     def text(self) -> str:
-        """A sentence, its white space made single spaces; it may be empty."""
+        """A sentence, its white space made single spaces; it may be empty.
+
+        Half a pair of surrogates, which JSON can spell and UTF-8 can't, becomes U+FFFD.
+        """
         if not isinstance(self.value, str):
             raise self.wrong("a string")
-        return " ".join(self.value.split())
+        whole = self.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return " ".join(whole.split())
 
     def name(self) -> str:
         """An id: a string that isn't empty."""
@@ -78,9 +82,13 @@ class Node:
         """A finite number of at least 0."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.wrong("a number")
-        if not (math.isfinite(self.value) and self.value >= 0):
+        try:
+            value = float(self.value)
+        except OverflowError:  # JSON's integers have no end
+            value = math.inf
+        if not (math.isfinite(value) and value >= 0):
             raise self.wrong("a finite number of at least 0")
-        return float(self.value)
+        return value
 
     def index(self, size: int) -> int:
         """An index below ``size``; digits in a string will do."""
@@ -110,6 +118,8 @@ def read_json(path: Path, argument: str = "annotations") -> Node:
         return Node(json.loads(text), str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: wanted JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: wanted JSON of an annotation file, got brackets nested too deeply") from None
 
 
 def read_csv(path: Path, argument: str = "annotations") -> list[Node]:
