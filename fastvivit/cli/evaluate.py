@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,8 @@ class Evaluate:
     """Score a model on the clips of a manifest, and the paper's other systems on the same clips.
 
     "long" gives the model the whole clip. "selector" gives it the --k frames that --scorer finds nearest to the
-    question, the --query, or else to what the aggregator (with --llm) or the model itself says of the clip. "aggregator" has it caption segments, which the chat model --llm merges.
+    question, the --query, or else to what the aggregator (with --llm) or the model itself says of the clip.
+    "aggregator" has it caption segments, which the chat model --llm merges.
 
     Attributes:
         manifest: JSONL or CSV; `fastvivit data import` writes them.
@@ -102,7 +103,7 @@ def run(arguments: list[str]) -> int:
     task = options.task or (setup.task if setup else "captioning")
     names = _names(options, task)
     entries = read_manifest(options.manifest)
-    entries = (entries if task == CHOICE else one_a_clip(entries))[: options.limit]
+    entries = _first(entries if task == CHOICE else one_a_clip(entries), options.limit)
     if task == "retrieval":
         model, known = load_model(options.model)
         with _reading(options, setup, known, len(entries)) as reading:
@@ -120,6 +121,13 @@ def run(arguments: list[str]) -> int:
     for video, reason in comparison.broken:
         print(f"left out: {video}: {reason}", file=sys.stderr)
     return 0
+
+
+def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
+    """The first entries, without the twins that are not among them."""
+    chosen = entries[:limit]
+    files = {entry.video for entry in chosen}
+    return [entry if entry.twin in files else replace(entry, twin=None) for entry in chosen]
 
 
 def _names(options: Evaluate, task: str) -> list[str]:

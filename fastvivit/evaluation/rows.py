@@ -41,7 +41,7 @@ def choice_rows(system: System, clips: Sequence[Clip], asking: Asking) -> list[R
     rows = []
     for clip, scores in zip(clips, system.choose(clips, questions, options, asking), strict=True):
         row = _about(clip) | {name: clip.entry.extra[name] for name in ("question", "options")}
-        scores = scores.float().nan_to_num(nan=math.nan)
+        scores = scores.float().nan_to_num(nan=math.nan)  # with the infinities as the largest numbers
         chosen = None if scores.isnan().any() else int(scores.argmax())
         written = [None if score != score else score for score in scores.tolist()]
         rows.append(row | {"answer": clip.entry.extra.get("answer"), "scores": written, "prediction": chosen})

@@ -37,8 +37,8 @@ def retrieval(
         ``t2v_r1, t2v_r5, t2v_r10, t2v_medr, v2t_r1, v2t_r5, v2t_r10, v2t_medr``.
 
     Raises:
-        ValueError: a similarity that is not a floating-point matrix, groups that are no integers, do not match it or leave a video without a
-            text, or with ``per_caption`` give videos different numbers of texts.
+        ValueError: a similarity that is not a floating-point matrix, groups that are no integers, do not match it
+            or leave a video without a text, or with ``per_caption`` give videos different numbers of texts.
     """
     _checks.require_tensor("similarity", similarity, (2,))
     if 0 in similarity.shape:

@@ -15,7 +15,8 @@ from torch.nn import functional as nnf
 class ChatModel:
     """A transformers causal language model asked through its tokenizer's chat template.
 
-    Replies are greedy, and without thinking aloud where the template can switch that off. The whole prompt is one message of the user; a system message is up to the template.
+    Replies are greedy, and without thinking aloud where the template can switch that off. The whole prompt is one
+    message of the user; a system message is up to the template.
 
     Args:
         model: any causal language model that can ``generate``; it stays where it is and in eval mode.
@@ -109,14 +110,15 @@ def read_choice(reply: str, options: Sequence[str]) -> int | None:
     """The option that a reply to a lettered list means, or None where it doesn't say.
 
     In this order: a reply that begins with a letter and a mark or nothing after it ("B", "(B)", "B. up");
-    "answer is B", "answer: B" or "option B" anywhere; a letter in brackets anywhere; an option's own words as whole
-    words, if they are those of one option only, those inside another's left aside. Letters that are no option's, or two that differ, say nothing.
+    "answer is B", "answer: B", "option is B" or "option B" anywhere; a letter in brackets anywhere; an option's own
+    words as whole words, if they are those of one option only, those inside another's left aside. Letters that are no
+    option's, or two that differ, say nothing.
     """
     letters = ascii_uppercase[: len(options)]
     for pattern in (
         rf"^\W*([{letters}])(?:\s*$|\s*\n|\s*[).:,\]*])",
         rf"(?i:\boption)\W{{1,4}}([{letters}])\b",
-        rf"(?i:\banswer(?:\s+is)?)\W{{1,4}}(?!A\s+[a-z])([{letters}])\b",  # "answer: A man" is no A
+        rf"(?i:\b(?:answer(?:\s+is)?|option\s+is))\W{{1,4}}(?!A\s+[a-z])([{letters}])\b",  # "answer: A man" is no A
         rf"\(([{letters}])\)",
     ):
         found = set(re.findall(pattern, reply))

@@ -56,6 +56,43 @@ def test_three_systems_in_a_table(call, digits, run, cap, chat, tmp_path):
     assert table[2][1:] == ["2"] * 3 and table[3][1:] == ["1"] * 3
 
 
+def test_each_model_goes_on_from_the_prompt_it_was_trained_with(call, digits, captioner, chat, tmp_path, monkeypatch):
+    asked = []
+    generate = fv.VideoCaptioner.generate
+    monkeypatch.setattr(
+        fv.VideoCaptioner,
+        "generate",
+        lambda self, video, prompt="", *rest, **more: (
+            asked.append(prompt),
+            generate(self, video, prompt, *rest, **more),
+        )[1],
+    )
+    systems = ("--systems", "long,aggregator", "--llm", chat, "--limit", 1)
+    code, _, err = call("evaluate", digits[1], "--model", captioner, *systems)
+    assert code == 0 and asked == ["first"] * 2, err
+    asked.clear()
+    code, _, err = call("evaluate", digits[1], "--model", captioner, *systems, "--prompt", "the")
+    assert code == 0 and asked == ["the"] * 2 and "Loading" not in err, err
+
+
+def test_models_of_two_sizes(call, digits, cap, chat, tmp_path):
+    fv.save_pretrained(make_captioner(frames=4, size=48), tmp_path / "short")
+    given = ("evaluate", digits[1], "--model", cap, "--short", tmp_path / "short", "--limit", 1)
+    systems = ("--systems", "long,aggregator", "--llm", chat, "--fps", 8)
+    code, _, err = call(*given, *systems)
+    assert code == 2 and "size: wanted one, because the models' differ" in err
+    code, out, err = call(*given, *systems, "--size", 32)
+    assert code == 0 and out.split()[:2] == ["long", "aggregator"], err
+
+
+def test_lines_of_one_clip_are_one_clip_and_twins_may_be_left_out(call, digits, run, tmp_path):
+    few = read_manifest(digits[1])[:3]
+    path = write_manifest(tmp_path / "lines.jsonl", [few[0], few[1], few[0], few[2]])
+    code, out, err = call("evaluate", path, "--model", run, "--task", "retrieval", "--limit", 3, "--json")
+    assert code == 0 and json.loads(out)["scores"]["dual encoder"]["clips"] == 3, err
+    assert "twin" in json.loads(out)["scores"]["dual encoder"]
+
+
 def test_multiple_choice_by_a_setup(call, digits, cap, tmp_path):
     path = tmp_path / "questions.jsonl"
     extra = {"question": "which way ?", "options": ["up", "down then left"], "answer": 0}
@@ -91,6 +128,7 @@ def test_retrieval_takes_a_dual_encoder(call, digits, run, cap):
         (("--setup", "msrvtt"), "setup: wanted one of msrvtt-retrieval, "),
         (("--limit", "0"), "limit: wanted at least 1, got 0"),
         (("--fps", "0"), "fps: wanted a finite number above 0"),
+        (("--oracle",), "oracle: wanted the aggregator among --systems"),
         (("--systems", "aggregator", "--llm", "nowhere"), "llm: wanted the folder of a transformers model"),
     ],
 )

@@ -107,3 +107,12 @@ def test_entries_that_ask_nothing_are_refused_before_anything_runs(manifest, tel
 def test_all_answers_secret(manifest, teller):
     found = multiple_choice(teller(likes=letters), manifest(question(0, ["a", "b"], None)))
     assert found["count"] == 0 and "accuracy" not in found and found["clips"] == 1
+
+
+def test_an_impossible_option_is_an_option(manifest, teller, tmp_path):
+    path = manifest(question(0, ["no", "abc"], 1), question(1, ["no", "abc"], 0))
+    cap = teller(likes=lambda option, normalise: float("-inf") if option == "no" else -1.0)
+    found = multiple_choice(cap, path, predictions=tmp_path / "said.jsonl")
+    assert found["accuracy"] == 50.0 and found["chance"] == 50.0
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == [1, 1] and rows[0]["scores"][0] < -1e38

@@ -48,3 +48,11 @@ def test_scores_averaged_over_draws_of_one_caption_a_video(manifest):
         retrieval(model, manifest(("0", ["up", "down"], {}), ("1", ["two"], {})), per_caption=True)
     with pytest.raises(ValueError, match="model: wanted a VideoTextModel, got ViViT"):
         retrieval(model.video, path)
+
+
+def test_lines_of_one_clip_do_not_tie_with_each_other(manifest):
+    model = make_dual()
+    lines = [(str(name), [said], {}) for name, said in ((0, "a digit"), (1, "moves up"), (3, "two"), (0, "the digit"))]
+    found = retrieval(model, manifest(*lines))
+    wanted = retrieval(model, manifest(("0", ["a digit", "the digit"], {}), *lines[1:3]))
+    assert found == wanted and found["clips"] == 3

@@ -154,7 +154,7 @@ def test_oracle_segments_come_from_the_entry_when_available(manifest, teller):
     rows = [
         ("1", ["x"], {"start": 2.0, "extra": {"segments": [[3, 5], [1, 4], [0, 1], [8, 90], [50, 60]]}}),
         ("1", ["x"], {"extra": {"segments": [[50, 60]]}}),  # none of them in this clip
-        ("1", ["x"], {}),
+        ("2", ["x"], {}),
     ]
     compare({"oracle": Aggregated(aggregator, oracle=True)}, manifest(*rows), "captioning", reading=reading)
     # The clip begins at 2 s and ends with the file, at 20 s.
@@ -162,6 +162,33 @@ def test_oracle_segments_come_from_the_entry_when_available(manifest, teller):
     assert "\n0-16 s: dark\n16-20 s: dark\n\n" in asked[1] and asked[1] == asked[2]
     with pytest.raises(ValueError, match="oracle: wanted entries with a field 'segments'"):
         compare({"oracle": Aggregated(aggregator, oracle=True)}, manifest(SAID[0]), "captioning", reading=reading)
+    for bad in ([[1]], ["1-2"], [[0, "2"]], 3):
+        path = manifest(rows[0], ("2", ["x"], {"extra": {"segments": bad}}))
+        with pytest.raises(ValueError, match="manifest: wanted 'segments' as a list of .start, end. .* in entry 1"):
+            compare({"oracle": Aggregated(aggregator, oracle=True)}, path, "captioning", reading=reading)
+
+
+def test_lines_of_one_clip_are_one_clip_with_several_references(manifest, teller):
+    lines = [("0", ["grey 0"], {}), ("2", ["grey 2 it is"], {}), ("0", ["a grey"], {}), ("0", ["dark"], {"start": 9.0})]
+    found = summarise(teller(), manifest(*lines))
+    wanted = summarise(teller(), manifest(("0", ["grey 0", "a grey"], {}), lines[1], lines[3]))
+    assert found["clips"] == wanted["clips"] == 3 and found["rouge_l_f1"] == wanted["rouge_l_f1"]
+
+
+def test_each_system_may_have_a_prompt_of_its_own(manifest, teller):
+    one, two, three = teller(), teller(), teller()
+    selector = FrameSelector(lambda frames, query: torch.zeros(len(frames)), 4)
+    systems = {"a": one, "b": Direct(two, "the"), "c": Selected(selector, three, lambda clip, asking: "what", "of")}
+    compare(systems, manifest(SAID[0]), "captioning", prompt="so")
+    assert [cap.prompts[0][0] for cap in (one, two, three)] == ["so", "the", "of"]
+
+
+def test_a_selector_with_nothing_to_look_for_takes_frames_at_even_distances(manifest, teller):
+    cap, path = teller(), manifest(SAID[0])
+    selector = FrameSelector(lambda frames, query: 1 / len(query) + torch.arange(len(frames)), 4)
+    captioning(Selected(selector, cap, lambda clip, asking: " "), path, reading=Reading(frames=20))
+    whole = fv.data.read_clip(fv.data.read_manifest(path)[0].video, 20, size=32)
+    assert torch.equal(cap.clips[0], fv.modular.fit_frames(whole, 4))
 
 
 def test_a_real_captioner_s_numbers(manifest):

@@ -67,10 +67,14 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_refuses():
     for args, message in (
-        ((torch.zeros(3),), "similarity: wanted (texts, videos)"),
+        ((torch.zeros(3),), "similarity: wanted 2 dimensions"),
+        (([[0.0]],), "similarity: wanted a tensor, got list"),
+        ((torch.eye(3, dtype=torch.int64),), "similarity: wanted float32"),
+        ((torch.zeros(2, 2), [0]), "groups: wanted one for each of 2 texts, got shape (1,)"),
+        ((torch.zeros(2, 2), [0.0, 1.0]), "groups: wanted integers, got float32"),
         ((torch.zeros(0, 3),), "similarity: wanted (texts, videos)"),
         ((torch.zeros(4, 3),), "groups: wanted the video of each text, as there are 4 texts and 3 videos"),
-        ((torch.zeros(2, 2), [0, 2]), "groups: wanted 2 videos in 0..1"),
+        ((torch.zeros(2, 2), [0, 2]), "groups: wanted videos in 0..1, got 0 to 2"),
         ((torch.zeros(2, 2), [0, 0]), "groups: wanted a text for each of 2 videos"),
     ):
         with pytest.raises(ValueError) as caught:

@@ -92,7 +92,33 @@ def test_mistakes_are_named(chat):
         ("D", None),
         ("", None),
         ("I can't tell.", None),
+        ("The correct option is C", 2),
     ],
 )
 def test_a_reply_is_read_as_a_person_would(reply, wanted):
     assert read_choice(reply, ["moves up", "moves down", "moves left"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "wanted"),
+    [
+        ("a woman", ["man", "woman"], 1),
+        ("someone walks", ["one", "two"], None),
+        ("He opens the red door.", ["the door", "the red door", "door"], 1),
+        ("a man, not a woman", ["man", "woman"], None),
+        ("about 3.5 m (or so)", ["3.5 m", "5 m"], 0),
+    ],
+)
+def test_an_option_s_words_are_whole_words(reply, options, wanted):
+    assert read_choice(reply, options) == wanted
+
+
+def test_models_that_think_aloud_are_told_not_to():
+    thinks = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if enable_thinking is not false %}the{% endif %}"
+    tokenizer = make_tokenizer(thinks)
+    told, asked = ChatModel(make_lm(tokenizer), tokenizer, 4), []
+    told.model.register_forward_pre_hook(
+        lambda model, args, kwargs: asked.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    told.score("two", ["up"])
+    assert tokenizer.decode(asked[0][0]) == "two up"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastvivit.data import import_annotations
+from fastvivit.data import import_annotations, read_manifest, write_manifest
 
 
 def video(number, split, start=10.0, end=24.5, url="https://www.youtube.com/watch?v=abcdefghijk"):
@@ -190,8 +190,21 @@ def test_what_is_skipped_is_told(written, videos):
         ("a.csv", "video_id,sentence\nvideo0\n", r"a.csv:2: wanted 2 cells, as in line 1, got 1"),
         ("a.csv", 'video_id,sentence\nvideo0,"x\n', r"a.csv:2: wanted CSV"),
         ("a.csv", "", r"a.csv: wanted at least one clip"),
+        ("a.json", "[" * 100_000, r"a.json: wanted JSON of an annotation file, got brackets nested too deeply"),
+        (
+            "a.json",
+            {"videos": [video(0, "test", 1, 10**400)], "sentences": [sentence(0, "x")]},
+            r"videos\[0\].end time: wanted a finite number of at least 0",
+        ),
     ],
 )
 def test_bad_files(written, videos, name, value, message):
     with pytest.raises(ValueError, match=message):
         import_annotations("msrvtt", written(name, value), videos(*FILES))
+
+
+def test_half_a_character_is_replaced(written, videos, tmp_path):
+    value = {"videos": [video(7010, "test")], "sentences": [sentence(7010, "red \ud83d cup"), sentence(7010, "a 🐈")]}
+    entries = import_annotations("msrvtt", written("a.json", value), videos("video7010.mp4")).entries
+    assert entries[0].captions == ("red \ufffd cup", "a 🐈")
+    assert read_manifest(write_manifest(tmp_path / "m.jsonl", entries))[0].captions == entries[0].captions
