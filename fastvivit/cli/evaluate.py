@@ -49,8 +49,8 @@ class Evaluate:
         oracle: cut at the entries' field `segments` instead.
         query: what the selector looks for where nothing is asked.
         prompt: what a captioner's texts begin after; by default what each model was trained with.
-        frames: the most pictures of a clip; by default what the model takes.
-        fps: pictures per second; by default what the model was trained with.
+        frames: the most pictures of a clip; by default what --setup says, else what the model takes.
+        fps: pictures per second; by default what --setup says, else what the model was trained with, else 1.
         mask: share of the video's tokens to drop; 0.3 by default, as in the paper. Retrieval drops none.
         size: pixels of a clip's sides, where --model and --short differ; by default what the models take.
         normalise: how an option's log-likelihood counts.
@@ -144,6 +144,10 @@ def _names(options: Evaluate, task: str) -> list[str]:
     if options.oracle and "aggregator" not in names:
         raise ValueError(
             "oracle: wanted the aggregator among --systems, which alone has segments, got " + options.systems
+        )
+    if "long" not in names and options.frames is None and options.setup is None:
+        raise ValueError(
+            "frames: wanted --frames or --setup, as these systems alone do not say how much of a video to read"
         )
     return names
 

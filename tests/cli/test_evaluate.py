@@ -128,8 +128,12 @@ def test_retrieval_takes_a_dual_encoder(call, digits, run, cap):
         (("--setup", "msrvtt"), "setup: wanted one of msrvtt-retrieval, "),
         (("--limit", "0"), "limit: wanted at least 1, got 0"),
         (("--fps", "0"), "fps: wanted a finite number above 0"),
+        (("--systems", "aggregator", "--llm", "nowhere"), "frames: wanted --frames or --setup"),
         (("--oracle",), "oracle: wanted the aggregator among --systems"),
-        (("--systems", "aggregator", "--llm", "nowhere"), "llm: wanted the folder of a transformers model"),
+        (
+            ("--systems", "aggregator", "--frames", 8, "--llm", "nowhere"),
+            "llm: wanted the folder of a transformers model",
+        ),
     ],
 )
 def test_mistakes_are_one_line(call, digits, cap, arguments, words):
