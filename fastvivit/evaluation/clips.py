@@ -39,7 +39,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Refuse what no clip can be read with."""
-        check_clip(1 if self.frames is None else self.frames, self.fps, self.size or 1, 0.0, None, None)
+        check_clip(
+            1 if self.frames is None else self.frames, self.fps, 1 if self.size is None else self.size, 0.0, None, None
+        )
         if self.batch_size < 1:
             raise ValueError(f"batch_size: wanted at least 1, got {self.batch_size}")
         if self.workers < 0:
@@ -88,6 +90,8 @@ def entries_of(manifest: Manifest) -> list[Entry]:
     entries = read_manifest(manifest) if isinstance(manifest, str | os.PathLike) else list(manifest)
     if not entries:
         raise ValueError("manifest: wanted at least one entry, got none")
+    if other := [entry for entry in entries if not isinstance(entry, Entry)]:
+        raise ValueError(f"manifest: wanted a path or entries, got a {type(other[0]).__name__} among them")
     return entries
 
 

@@ -42,6 +42,8 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        if self.frames < 1:
+            raise ValueError(f"frames: wanted at least 1, got {self.frames}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
         if self.max_new_tokens < 1:

@@ -151,6 +151,8 @@ class CaptionAggregator:
         Raises:
             ValueError: as the call, and numbers of options outside 1 to 26.
         """
+        if isinstance(options, str):
+            raise ValueError(f"options: wanted a list of strings, got one string: {options!r}")
         if not 1 <= len(options) <= len(ascii_uppercase):
             raise ValueError(f"options: wanted 1 to {len(ascii_uppercase)}, got {len(options)}")
         captions, segments = self.captions(video, fps, segments=segments, mask_ratio=mask_ratio, generator=generator)
@@ -174,6 +176,8 @@ class CaptionAggregator:
         generator: torch.Generator | None = None,
     ) -> tuple[list[str], list[Segment]]:
         """The captions alone, and the segments they belong to; arguments as in the call."""
+        if not isinstance(video, Tensor):
+            raise ValueError(f"video: wanted one clip as a tensor (C, T, H, W), got {type(video).__name__}")
         if video.dim() != 4 or video.shape[1] == 0:
             raise ValueError(f"video: wanted (C, T, H, W) with T > 0, got shape {tuple(video.shape)}")
         places = uniform_segments(video.shape[1], fps, self.seconds)

@@ -74,6 +74,8 @@ class ChatModel:
         """
         if normalise not in ("sum", "tokens"):
             raise ValueError(f"normalise: wanted 'sum' or 'tokens', got {normalise!r}")
+        if isinstance(options, str):
+            raise ValueError(f"options: wanted a list of strings, got one string: {options!r}")
         replies = [self.tokenizer(option, add_special_tokens=False)["input_ids"] for option in options]
         if not replies or not all(replies):
             raise ValueError(f"options: wanted at least one, each with tokens, got {list(options)!r}")

@@ -43,7 +43,10 @@ def check_segments(segments: Sequence[Sequence[float]], length: float) -> list[S
     """
     found = []
     for i, segment in enumerate(segments):
-        pair = tuple(float(second) for second in segment)
+        try:
+            pair = () if isinstance(segment, str) else tuple(float(second) for second in segment)
+        except (TypeError, ValueError):
+            pair = ()
         if len(pair) != 2 or not 0 <= pair[0] < pair[1] or math.isinf(pair[1]):
             raise ValueError(f"segments: wanted (start, end) with 0 <= start < end, got {segment!r} at [{i}]")
         if pair[0] < length:

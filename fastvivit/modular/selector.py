@@ -45,7 +45,7 @@ class FrameSelector:
     def __init__(self, scorer: Scorer, k: int = 16) -> None:
         if not callable(scorer):
             raise ValueError(f"scorer: wanted a callable (frames, query) -> scores, got {type(scorer).__name__}")
-        if not isinstance(k, int) or k < 1:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise ValueError(f"k: wanted an int of at least 1, got {k!r}")
         self.scorer, self.k = scorer, k
 

@@ -9,6 +9,7 @@ import fastvivit as fv
 from fastvivit.evaluation import (
     SETUPS,
     Aggregated,
+    Asking,
     Direct,
     Reading,
     Selected,
@@ -219,6 +220,7 @@ def test_mistakes_are_named(manifest, teller):
         ({"systems": {}}, "systems: wanted at least one"),
         ({"systems": {"x": object()}}, "system: wanted a VideoCaptioner, a CaptionAggregator or a System, got object"),
         ({"manifest": []}, "manifest: wanted at least one entry"),
+        ({"manifest": ["0.mp4"]}, "manifest: wanted a path or entries, got a str among them"),
     ):
         given = {"systems": {"": teller()}, "manifest": path, "task": "captioning"} | arguments
         with pytest.raises(ValueError) as error:
@@ -228,9 +230,11 @@ def test_mistakes_are_named(manifest, teller):
     with pytest.raises(ValueError, match="reading: wanted frames and size"):
         captioning(blind, path)
     assert captioning(blind, path, reading=Reading(frames=4, size=32))["clips"] == 4
-    for bad in ({"batch_size": 0}, {"workers": -1}, {"fps": 0.0}, {"frames": 0}):
+    for bad in ({"batch_size": 0}, {"workers": -1}, {"fps": 0.0}, {"frames": 0}, {"size": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Reading(**bad)
+    with pytest.raises(ValueError, match="frames: wanted at least 1, got 0"):
+        Asking(frames=0)
     assert isinstance(as_system(teller()), Direct)
 
 

@@ -121,3 +121,14 @@ def test_mistakes_are_named():
         CaptionAggregator(span, str.lower)(numbered(2)[None])
     with pytest.raises(ValueError, match="options: wanted 1 to 26, got 0"):
         CaptionAggregator(span, str.lower).choose(numbered(2), "?", [])
+
+
+def test_what_is_no_clip_segment_or_list_of_options_is_named():
+    merge, clip = CaptionAggregator(lambda clip: "a", lambda prompt: "b"), torch.zeros(3, 5, 4, 4)
+    with pytest.raises(ValueError, match=r"video: wanted one clip as a tensor .*, got list"):
+        merge([clip])
+    for bad in (3, (1,), ("0", "b"), "02"):
+        with pytest.raises(ValueError, match=r"segments: wanted \(start, end\) .* at \[1\]"):
+            merge(clip, segments=[(0, 2), bad])
+    with pytest.raises(ValueError, match="options: wanted a list of strings, got one string: 'up'"):
+        merge.choose(clip, "which way ?", "up")

@@ -66,6 +66,8 @@ def test_mistakes_are_named(chat):
         chat("up " * 200)
     with pytest.raises(ValueError, match="normalise: wanted 'sum' or 'tokens', got 'mean'"):
         chat.score("up", ["down"], "mean")
+    with pytest.raises(ValueError, match="options: wanted a list of strings, got one string: 'down'"):
+        chat.score("up", "down")
     for bad in ([], [""]):
         with pytest.raises(ValueError, match="options: wanted at least one, each with tokens"):
             chat.score("up", bad)
