@@ -35,7 +35,7 @@ def test_every_benchmark_is_a_name_of_the_command():
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
-COMMANDS = [line for line in re.findall(r"`([^`]+)`", PAGE) if line.split()[0] in DATASETS and len(line.split()) > 1]
+COMMANDS = [line for line in re.findall(r"`([^`\n]+)`", PAGE) if line.split()[0] in DATASETS and len(line.split()) > 1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
