@@ -108,9 +108,10 @@ def caption_config(encoder: TrainConfig, start: Path, *, steps: int) -> TrainCon
             heads=4,
             pretrain_steps=min(200, steps),
             resampler=ResamplerConfig(use=False),
+            # An average over time, as in the paper, blurs motions: fewer are right after as many steps.
             cross=CrossConfig(over_time=False),
         ),
-        vision=VisionConfig(cache=True, masks=2),
+        vision=VisionConfig(cache=True, masks=2, dtype="float16"),
         captions=CaptionConfig(describe=0),
         optimiser=OptimiserConfig(lr=2e-3, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),

@@ -44,7 +44,7 @@ def write_captions_report(out: Path, outcome: CaptionOutcome) -> Path:
         "swapped: exactly the same set of frames, another caption. Two small encoders learned to match clips and "
         "captions, and were frozen. A small language model learned the captions as text, without any clip, and was "
         "frozen, too. What is trained last are layers between them: gated cross-attention, through which the language "
-        "model sees the encoder's tokens, averaged over time. The handwriting of the held-out clips was never trained "
+        "model sees all of the encoder's tokens. The handwriting of the held-out clips was never trained "
         "on."
     )
     page.table(["model", "what it sees"], list(MODELS.items()))
