@@ -8,6 +8,7 @@ from typing import Any
 from fastvivit import functional, metrics
 from fastvivit._backends import BackendError
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionPool",
+    "AuxiliaryConfig",
     "BackendError",
     "EncoderOutput",
     "ImportReport",
@@ -33,6 +35,7 @@ __all__ = [
     "Vision",
     "accelerate",
     "data",
+    "evaluation",
     "from_hf_videomae",
     "from_hf_vivit",
     "from_image_vit",
@@ -40,6 +43,7 @@ __all__ = [
     "hf",
     "load_pretrained",
     "metrics",
+    "modular",
     "restore",
     "save_pretrained",
     "temporal_mean",
@@ -48,7 +52,7 @@ __all__ = [
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {"data": "fastvivit.data", "hf": "fastvivit.hf", "train": "fastvivit.train", "tune": "fastvivit.tune"}
+_LAZY = {name: f"fastvivit.{name}" for name in ("data", "evaluation", "hf", "modular", "train", "tune")}
 _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )

@@ -14,8 +14,8 @@ from torch import Tensor
 from fastvivit.caption import VideoCaptioner
 from fastvivit.data import VideoError, read_clip, sample_seed
 from fastvivit.search import pad_clip
-from fastvivit.train.config import MaskConfig
 from fastvivit.train.step import draw_masks
+from fastvivit.train.tables import MaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch.nn import functional as nnf
 
 from fastvivit._checks import FLOATING, require_ids, require_tensor
 from fastvivit.ops.gather_tokens.api import gather_tokens
+from fastvivit.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastvivit.ops.scatter_tokens.api import scatter_tokens
 from fastvivit.ops.segment_mean.api import segment_mean
 from fastvivit.ops.tubelet_embed.api import tubelet_embed
@@ -21,6 +22,7 @@ __all__ = [
     "attention",
     "gather_tokens",
     "inflate",
+    "linear_cross_entropy",
     "nce_loss",
     "pack",
     "random_keep",
@@ -274,12 +276,3 @@ def unpack(packed: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
     require_ids("index", index, (1,), packed)
     batch, length = shape
     return scatter_tokens(packed.flatten(1), index, batch * length).view(batch, length, *packed.shape[1:])
-
-
-def linear_cross_entropy(
-    x, weight, target, bias=None, *, ignore_index=-100, reduction="mean", scale=1.0, softcap=0.0, chunk=None
-):
-    logits = torch.nn.functional.linear(x, weight, bias).float() * scale
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from fastvivit._folders import written_whole
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import read_settings, write_layers
-from fastvivit.models import ViViTConfig
+from fastvivit.caption.quiet import no_bars
+from fastvivit.models import ViViTConfig, check_fields
+from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.text import TextTower
@@ -58,6 +61,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
             "pooler": pooler,
             "kind": type(model.text.model).__name__,
         }
+        if model.auxiliary is not None:
+            config["auxiliary"] = asdict(model.auxiliary.config)
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -95,7 +100,10 @@ def load_pretrained(folder: str | os.PathLike) -> Model:
     if config.get("tuning") is not None:
         apply(model, config["tuning"])
     if config["model"] == "VideoTextModel":
-        model = VideoTextModel(model, _text_tower(folder / TEXT, **config["text"]), config["dim"])
+        auxiliary = config.get("auxiliary", {})
+        check_fields(AuxiliaryConfig, auxiliary)
+        text = _text_tower(folder / TEXT, **config["text"])
+        model = VideoTextModel(model, text, config["dim"], AuxiliaryConfig(**auxiliary))
     state = load_file(folder / WEIGHTS)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
@@ -138,7 +146,8 @@ def _write_captioner(cap: VideoCaptioner, folder: Path) -> None:
     write_layers(cap, folder)
     (folder / VIDEO).mkdir()
     write_pretrained(cap.video, folder / VIDEO)
-    cap.lm.save_pretrained(folder / LANGUAGE)
+    with no_bars():
+        cap.lm.save_pretrained(folder / LANGUAGE)
     cap.tokenizer.save_pretrained(folder / LANGUAGE)
 
 
@@ -147,7 +156,7 @@ def _load_captioner(folder: Path) -> VideoCaptioner:
 
     settings = read_settings(folder)
     resampler = settings.pop("resampler")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_bars():
         cap = VideoCaptioner(
             load_pretrained(folder / VIDEO),
             AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, local_files_only=True, dtype="auto"),

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastvivit.data import VideoError, read_clip
+from fastvivit.data.container import SUFFIXES
 from fastvivit.modules.dual import VideoTextModel
 
-SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 _CHUNK = 1024  # frames decoded at a time: bounds the memory that a long film takes
 
 

@@ -17,10 +17,11 @@ LAYERS = [
     ("tubes",),
     ("models",),
     ("modules",),
-    ("convert", "tune", "hf"),
+    ("convert", "tune", "hf", "modular"),
     ("caption",),
     ("pretrained", "data"),
     ("search", "train", "describe"),
+    ("evaluation",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,6 +28,8 @@ from fastvivit.modules.vivit import ViViT
 
 Video = Tensor | Sequence[Tensor] | Vision
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+# What ``generate`` gives the language model itself.
+_OURS = {"input_ids", "inputs", "inputs_embeds", "attention_mask", "generation_config", "max_length"}
 
 
 class VideoCaptioner(nn.Module):
@@ -90,7 +91,7 @@ class VideoCaptioner(nn.Module):
         require_counts(every=every, head_dim=head_dim)
         if every > len(blocks):
             raise ValueError(f"every: wanted at most the {len(blocks)} blocks of the language model, got {every}")
-        if not isinstance(ff, int) or ff < 0:
+        if not isinstance(ff, int) or isinstance(ff, bool) or ff < 0:
             raise ValueError(f"ff: wanted a whole number of at least 0, got {ff!r}")
         if heads is None:
             head_dim = min(head_dim, width)
@@ -99,14 +100,17 @@ class VideoCaptioner(nn.Module):
         self.settings = {"every": every, "heads": heads, "head_dim": head_dim, "ff": ff, "over_time": over_time}
         self.tokenizer = tokenizer
         self.texts = Texts(tokenizer, longest_text(lm, tokenizer))
+        rows = lm.get_input_embeddings().weight.shape[0]
+        if max(self.texts.start, self.texts.pad, self.texts.end or 0) >= rows:
+            raise ValueError(f"tokenizer: wanted start, end and pad tokens below the {rows} of lm, got one past them")
         self.resampler, self.proj = self._bridge(video, width, resampler)
         media_width = self.resampler.num_features if self.resampler is not None else width
         self.layers = nn.ModuleList(
             GatedCrossAttention(width, media_width, heads, head_dim=head_dim, ff=ff)
             for _ in range(len(blocks) // every)
         )
-        self.insertion = Insertion()
-        insert(lm, {every * (i + 1) - 1: layer for i, layer in enumerate(self.layers)}, self.insertion)
+        self.insertion = Insertion(self.layers, width)
+        insert(lm, every, self.insertion)
         self.video, self.lm = video.requires_grad_(False), lm.requires_grad_(False)
         self.train(self.training)
 
@@ -137,8 +141,11 @@ class VideoCaptioner(nn.Module):
         return self
 
     def remove(self) -> nn.Module:
-        """Take the new layers out of the language model, and return it as it was; it stays frozen."""
-        remove(self.lm)
+        """Take the new layers out of the language model, and return it as it was; it stays frozen.
+
+        The captioner can't write or be trained after that, only saved.
+        """
+        remove(self.lm, self.insertion)
         return self.lm
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -223,7 +230,9 @@ class VideoCaptioner(nn.Module):
         if self.resampler is not None:
             latents = self.resampler(tokens, mask)
             return Media(tokens=latents.flatten(0, 1), cu_seqlens=ends * latents.shape[1], max_seqlen=latents.shape[1])
-        # Real tokens first, clip by clip; masked ones behind all of them, where no clip ends.
+        # Real tokens first, clip by clip; masked ones behind all of them, where no clip ends. Attention ignores those,
+        # but the gradient of a weight would not ignore their NaN.
+        tokens = tokens.masked_fill(~mask.unsqueeze(2), 0)
         clip = torch.where(mask, ends[:-1].unsqueeze(1), clips).flatten()
         rows = F.gather_tokens(tokens.flatten(0, 1), clip.argsort(stable=True), distinct=True)
         return Media(tokens=self.proj(rows), cu_seqlens=nnf.pad(mask.sum(1).cumsum(0), (1, 0)).int(), max_seqlen=places)
@@ -253,14 +262,16 @@ class VideoCaptioner(nn.Module):
             0-d float32.
 
         Raises:
-            ValueError: another number of texts than clips, and what ``look`` raises.
+            ValueError: another number of texts or prompts than clips, a text of no token, a captioner after
+                ``remove``, and what ``look`` raises.
         """
-        texts = _strings("texts", texts)
+        texts, clips = _strings("texts", texts), _count(video)
+        prompts = _prompts("prompts", prompts, clips)
+        if len(texts) != clips:
+            raise ValueError(f"texts: wanted {clips} strings, one a clip, got {len(texts)}")
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
-        prompts = _prompts(prompts, media.clips)
-        if len(texts) != media.clips:
-            raise ValueError(f"texts: wanted {media.clips} strings, one a clip, got {len(texts)}")
         batch = self.texts.targets(prompts, texts, media.tokens.device, ended=True)
+        _require_tokens("texts", texts, batch.counts)
         return self._losses(media, batch).mean()
 
     def _losses(self, media: Media, batch: Targets) -> Tensor:
@@ -271,14 +282,22 @@ class VideoCaptioner(nn.Module):
                 logits = self.lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
                 return nnf.cross_entropy(logits.flatten(0, 1)[batch.index].float(), batch.target, reduction="none")
             states = last_states(self.lm, batch.input_ids, batch.attention_mask)
+        linear = self.lm.get_output_embeddings()
         return F.linear_cross_entropy(
-            states.flatten(0, 1)[batch.index], head.linear.weight, batch.target, head.linear.bias,
+            states.flatten(0, 1)[batch.index], linear.weight, batch.target, linear.bias,
             scale=head.scale, softcap=head.softcap, reduction="none",
         )  # fmt: skip
 
     @cached_property
     def _head(self) -> Head | None:
         return find_head(self.lm)
+
+    @property
+    def _ends(self) -> list[int] | None:
+        """Tokens that end a text: the language model's own, and the one that captions are learned with."""
+        own = getattr(self.lm.generation_config, "eos_token_id", None)
+        own = own if isinstance(own, list) else [own]
+        return sorted({token for token in (*own, self.texts.end) if token is not None}) or None
 
     @torch.no_grad()
     def generate(
@@ -306,26 +325,28 @@ class VideoCaptioner(nn.Module):
                 ``num_return_sequences`` and so on. Greedy without any.
 
         Returns:
-            B texts without prompt and special tokens; several in a row for a clip with ``num_return_sequences``.
+            B texts without prompt and special tokens; several in a row for a clip with ``num_return_sequences``. A
+            text ends at the tokenizer's end token, which captions are learned with, or at one of the model's own.
 
         Raises:
-            ValueError: another number of prompts than clips, and what ``look`` raises.
+            ValueError: another number of prompts than clips, no whole ``max_new_tokens``, an option that is set here,
+                a captioner after ``remove``, and what ``look`` raises.
         """
         require_counts(max_new_tokens=max_new_tokens)
+        if taken := sorted(_OURS & options.keys()):
+            raise ValueError(f"options: wanted those of the language model's generate but {sorted(_OURS)}, got {taken}")
+        prompts = _prompts("prompt", prompt, _count(video))
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
         media.kept = True
-        prompts = _prompts(prompt, media.clips)
         start: Ids = self.texts.prompts(prompts, max_new_tokens, media.tokens.device)
-        config = copy.deepcopy(self.lm.generation_config)
         if not options.get("do_sample"):
             options = _GREEDY | options
         # Compiled for a static cache, every clip's keys would be new constants.
-        options = {"pad_token_id": self.texts.pad, "disable_compile": True} | options
+        options = {"pad_token_id": self.texts.pad, "eos_token_id": self._ends, "disable_compile": True} | options
         with seeing(self.insertion, media):
             ids = self.lm.generate(
                 input_ids=start.input_ids,
                 attention_mask=start.attention_mask,
-                generation_config=config,
                 max_new_tokens=max_new_tokens,
                 **options,
             )
@@ -359,15 +380,17 @@ class VideoCaptioner(nn.Module):
             (B, n) float32 with n the most options of a clip; -inf past the options of a clip with fewer.
 
         Raises:
-            ValueError: an unknown ``normalise``, another number of prompts or lists than clips, an empty list.
+            ValueError: an unknown ``normalise``, another number of prompts or lists than clips, an empty list, an
+                option of no token, a captioner after ``remove``, and what ``look`` raises.
         """
         if normalise not in ("sum", "tokens"):
             raise ValueError(f"normalise: wanted 'sum' or 'tokens', got {normalise!r}")
         lists = [_strings(f"options[{i}]", row) for i, row in enumerate(options)]
+        clips = _count(video)
+        prompts = _prompts("prompts", prompts, clips)
+        if len(lists) != clips:
+            raise ValueError(f"options: wanted {clips} lists of strings, one a clip, got {len(lists)}")
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
-        prompts = _prompts(prompts, media.clips)
-        if len(lists) != media.clips:
-            raise ValueError(f"options: wanted {media.clips} lists of strings, one a clip, got {len(lists)}")
         most = max(map(len, lists))
         # Every clip gets equally many rows; what fills them up is not looked at.
         filled = [row + row[:1] * (most - len(row)) for row in lists]
@@ -377,11 +400,12 @@ class VideoCaptioner(nn.Module):
             media.tokens.device,
             ended=False,
         )
+        _require_tokens("options", [option for row in filled for option in row], batch.counts)
         losses = self._losses(media, batch)
         counts = torch.tensor(batch.counts, device=losses.device)
         owner = torch.repeat_interleave(counts, output_size=len(losses))
         sums = torch.zeros(len(counts), device=losses.device).index_add_(0, owner, -losses.float())
-        scores = (sums / counts.clamp(min=1) if normalise == "tokens" else sums).view(media.clips, most)
+        scores = (sums / counts if normalise == "tokens" else sums).view(media.clips, most)
         absent = torch.tensor([[place >= len(row) for place in range(most)] for row in lists], device=scores.device)
         return scores.masked_fill(absent, float("-inf"))
 
@@ -392,11 +416,24 @@ def _strings(name: str, value: Sequence[str]) -> list[str]:
     return list(value)
 
 
-def _prompts(value: str | Sequence[str], clips: int) -> list[str]:
+def _count(video: Video) -> int:
+    """Clips of a batch, before anything is computed of them."""
+    if not isinstance(video, Tensor | Vision | list | tuple) or (isinstance(video, Tensor) and video.dim() == 0):
+        raise ValueError(f"video: wanted clips as ViViT takes them, or a Vision, got {type(video).__name__}")
+    return len(video)
+
+
+def _require_tokens(name: str, texts: Sequence[str], counts: Sequence[int]) -> None:
+    for text, count in zip(texts, counts, strict=True):
+        if not count:
+            raise ValueError(f"{name}: wanted strings of at least one token, got {text!r}")
+
+
+def _prompts(name: str, value: str | Sequence[str], clips: int) -> list[str]:
     """One prompt a clip."""
     if isinstance(value, str):
         return [value] * clips
-    found = _strings("prompts", value)
+    found = _strings(name, value)
     if len(found) != clips:
-        raise ValueError(f"prompts: wanted a string, or {clips} of them, one a clip, got {len(found)}")
+        raise ValueError(f"{name}: wanted a string, or {clips} of them, one a clip, got {len(found)}")
     return found

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
-from fastvivit.caption.media import Media
+from fastvivit.caption.media import Media, Queries
 from fastvivit.modules.cross import CrossAttention
 from fastvivit.modules.mlp import Mlp
 
@@ -52,18 +53,30 @@ class GatedCrossAttention(nn.Module):
             Like ``x``, in its dtype; the sums are taken in it, too.
         """
         queries = media.queries(x.shape[0], x.shape[1])
-        k, v = media.keys(self, self.attn.keys)
-
-        def attend(rows: Tensor) -> Tensor:
-            return self.attn.attend(
-                rows, k, v, queries.cu_seqlens, media.cu_seqlens, queries.max_seqlen, media.max_seqlen,
-                schedule=queries.schedule,
-            )  # fmt: skip
-
-        rows = _gated(x.flatten(0, 1), self.norm, attend, self.gate)
+        attend = self._attend_dense if media.kept and media.even else self._attend_packed
+        rows = _gated(x.flatten(0, 1), self.norm, lambda rows: attend(rows, media, queries), self.gate)
         if self.mlp is not None:
             rows = _gated(rows, self.norm_ff, self.mlp, self.gate_ff)
         return rows.view(x.shape)
+
+    def _attend_packed(self, rows: Tensor, media: Media, queries: Queries) -> Tensor:
+        k, v = media.keys(self, self.attn.keys)
+        return self.attn.attend(
+            rows, k, v, queries.cu_seqlens, media.cu_seqlens, queries.max_seqlen, media.max_seqlen,
+            schedule=queries.schedule,
+        )  # fmt: skip
+
+    def _attend_dense(self, rows: Tensor, media: Media, queries: Queries) -> Tensor:
+        """The same over equally many tokens a clip: with one query a step, setting up packed attention costs more."""
+        k, v = media.keys(self, lambda tokens: self._dense_keys(tokens, media.clips))
+        q = self.attn.q(rows).view(media.clips, queries.max_seqlen, self.attn.heads, self.attn.head_dim)
+        out = nnf.scaled_dot_product_attention(q.transpose(1, 2), k, v)
+        return self.attn.proj(out.transpose(1, 2).reshape(rows.shape[0], -1))
+
+    def _dense_keys(self, tokens: Tensor, clips: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, d), laid out as they are read."""
+        k, v = (rows.unflatten(0, (clips, -1)).transpose(1, 2).contiguous() for rows in self.attn.keys(tokens))
+        return k, v
 
 
 def _gated(x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor], gate: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ def find_blocks(lm: nn.Module) -> nn.ModuleList:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"lm: wanted a decoder alone, got the encoder and decoder of {type(lm).__name__}")
-    if not isinstance(lm.get_output_embeddings(), nn.Module):
+    if not isinstance(getattr(lm, "get_output_embeddings", lambda: None)(), nn.Module):
         raise ValueError(f"lm: wanted a model with a language-model head, got {type(lm).__name__}")
-    depth = _text_config(lm).num_hidden_layers
+    depth = getattr(_text_config(lm), "num_hidden_layers", None)
     lists = [module for module in lm.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if not lists:
         raise ValueError(f"lm: wanted a list of its {depth} blocks, found none in {type(lm).__name__}")
@@ -32,12 +32,17 @@ def find_blocks(lm: nn.Module) -> nn.ModuleList:
 
 def width_of(lm: nn.Module) -> int:
     """Width of the hidden states between blocks."""
-    return _text_config(lm).hidden_size
+    width = getattr(_text_config(lm), "hidden_size", None)
+    if not isinstance(width, int):
+        raise ValueError(f"lm: wanted a config with one hidden_size, got {width!r} in {type(lm).__name__}")
+    return width
 
 
 def longest_text(lm: nn.Module, tokenizer) -> int:
     """Tokens that the model and its tokenizer take."""
-    limits = [getattr(_text_config(lm), "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
+    config = _text_config(lm)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    limits.append(getattr(tokenizer, "model_max_length", None))
     return min([limit for limit in limits if limit], default=1024)
 
 
@@ -51,18 +56,16 @@ class Head:
     """Logits of final hidden states: ``softcap · tanh(scale · linear(x) / softcap)``, without the cap where 0.
 
     Attributes:
-        linear: the model's own head.
-        scale: what multiplies its products (Cohere, Granite).
+        scale: what multiplies the products of the model's own linear head (Cohere, Granite).
         softcap: what bounds them (Gemma 2).
     """
 
-    linear: nn.Linear
     scale: float = 1.0
     softcap: float = 0.0
 
-    def logits(self, states: Tensor) -> Tensor:
-        """(..., width) → (..., V)."""
-        logits = self.linear(states) * self.scale
+    def logits(self, products: Tensor) -> Tensor:
+        """(..., V) of the linear head → (..., V)."""
+        logits = products * self.scale
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
@@ -77,21 +80,24 @@ def find_head(lm: nn.Module) -> Head | None:
     linear, config = lm.get_output_embeddings(), _text_config(lm)
     if not isinstance(linear, nn.Linear):
         return None
-    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-    scaling = getattr(config, "logits_scaling", None) or 1.0
-    scale = getattr(config, "logit_scale", None) or 1.0
     ids = torch.arange(3, device=linear.weight.device).unsqueeze(0)
     wanted = lm(input_ids=ids, use_cache=False).logits.float()
     states = last_states(lm, ids, torch.ones_like(ids))
-    for head in (
-        Head(linear=linear),
-        Head(linear=linear, scale=1.0 / scaling, softcap=softcap),
-        Head(linear=linear, scale=scale, softcap=softcap),
-    ):
-        found = head.logits(states).float()
-        if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-2, atol=1e-3 * float(wanted.std())):
-            return head
-    return None
+    if not isinstance(states, Tensor) or states.shape[-1] != linear.in_features:
+        return None
+    products = linear(states).float()
+    if products.shape != wanted.shape:
+        return None
+    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    factors = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]
+    scales = [1.0 / divisor, *(factor for factor in factors if isinstance(factor, float)), 1.0]
+    # What the config names comes first: a cap far above the logits of three tokens hardly shows in them.
+    heads = [Head(scale=scale, softcap=cap) for cap in dict.fromkeys((softcap, 0.0)) for scale in dict.fromkeys(scales)]
+    errors = [float((head.logits(products) - wanted).abs().max()) for head in heads]
+    best = min(range(len(heads)), key=errors.__getitem__)
+    rounding = 1e-2 if linear.weight.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    return heads[best] if errors[best] <= rounding * float(wanted.abs().max()) else None
 
 
 def last_states(lm: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

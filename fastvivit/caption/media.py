@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,11 @@ class Media:
     def clips(self) -> int:
         """B."""
         return self.cu_seqlens.shape[0] - 1
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether all clips have ``max_seqlen`` tokens. A device is waited for."""
+        return bool((self.cu_seqlens.diff() == self.max_seqlen).all())
 
     def keys(self, layer: nn.Module, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """``project(tokens)``: keys and values of ``layer``, from the last time where they are kept."""

@@ -42,10 +42,11 @@ class Targets(Ids):
 class Texts:
     """A tokenizer, and how this library puts texts before a causal language model.
 
-    A text is tokenised together with its prompt, and is what comes after the prompt's own tokens; between them stands
-    a space, unless the prompt is empty or ends with white space. The tokenizer's own start tokens come first. Where
-    there is nothing in front of a text, its first token is predicted from a start token: the tokenizer's, else the
-    end token.
+    A text is tokenised together with its prompt, and is what comes after the tokens that the prompt has by itself;
+    between them stands a space, unless the prompt is empty or ends with white space. Spaces at a prompt's end go to
+    the text, as most tokenizers have them: ``"cup: "`` before ``"red"`` predicts ``" red"`` from ``"cup:"``. The
+    tokenizer's own start tokens come first. Where there is nothing in front of a text, its first token is predicted
+    from a start token: the tokenizer's, else the end token.
 
     Args:
         tokenizer: of transformers.
@@ -61,7 +62,8 @@ class Texts:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.end = tokenizer.eos_token_id
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (self.end or self.start)
+        own = (tokenizer.pad_token_id, self.end, self.start)
+        self.pad = next(token for token in own if token is not None)
 
     @cached_property
     def _prefix(self) -> list[int]:
@@ -76,7 +78,8 @@ class Texts:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _prompt(self, prompt: str) -> list[int]:
-        return (self._prefix + self._ids(prompt)) or [self.start]
+        prompt = prompt.rstrip(" ")
+        return self._prefix + (self._ids(prompt) if prompt else []) or [self.start]
 
     def prompts(self, prompts: Sequence[str], room: int, device: torch.device) -> Ids:
         """Prompts to go on from, padded on the left.
@@ -106,8 +109,11 @@ class Texts:
             head = self._prompt(prompt)
             gap = " " if prompt and not prompt[-1].isspace() and not text[:1].isspace() else ""
             # Tokenised as one, or a tokenizer that marks the beginnings of words would mark one in the middle.
-            whole = self._prefix + self._ids(prompt + gap + text) if prompt else head + self._ids(text)
-            head, tail = whole[: len(head)], whole[len(head) :]
+            whole = self._prefix + self._ids(prompt + gap + text) if prompt.strip(" ") else head + self._ids(text)
+            # What grew together with the text belongs to it.
+            shared = next((i for i, pair in enumerate(zip(head, whole, strict=False)) if len(set(pair)) > 1), None)
+            shared = min(len(head), len(whole)) if shared is None else shared
+            head, tail = whole[:shared] or [self.start], whole[shared:]
             tail += [self.end] if ended and self.end is not None else []
             tail = tail[: self.max_length - 1]
             head = head[max(0, len(head) + len(tail) - self.max_length) :]

@@ -75,7 +75,9 @@ class Vision:
         return self.tokens.shape[0]
 
     def __getitem__(self, clip: int | slice) -> Vision:
-        """One clip, or some, as a batch."""
+        """One clip, or some, as a batch. Raises ``IndexError`` past the last clip, as sequences do."""
+        if not isinstance(clip, slice) and not -len(self) <= clip < len(self):
+            raise IndexError(f"clip: wanted one of {len(self)}, got {clip}")
         part = clip if isinstance(clip, slice) else slice(clip, clip + 1 or None)
         return Vision(self.tokens[part], self.mask[part])
 

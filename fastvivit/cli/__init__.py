@@ -17,6 +17,8 @@ COMMANDS = {
     "embed": "encode video files to vectors",
     "search": "find clips by text",
     "caption": "describe video files in words",
+    "evaluate": "score a model, and the paper's other systems, on a manifest",
+    "data": "manifests: official annotation files of benchmarks to ours",
 }
 _EXTRAS = {
     "av": "video",

@@ -3,6 +3,7 @@
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
@@ -15,9 +16,11 @@ __all__ = [
     "Entry",
     "EpochSampler",
     "Failure",
+    "ImportResult",
     "VideoError",
     "VideoInfo",
     "collate",
+    "import_annotations",
     "make_clip",
     "probe",
     "read_clip",

@@ -25,7 +25,8 @@ class Entry:
         end: seconds at which it ends, or None for the end of the file.
         stream: index among the file's video streams, or None for the default one.
         twin: another video of the manifest that belongs into the same batch, or None.
-        extra: every other field of the line, as it was.
+        extra: every other field of the line, as it was. Multiple choice is ``question``, ``options`` (a list) and
+            ``answer`` (an index, absent where secret), as `fastvivit.data.imports` writes them.
     """
 
     video: Path

@@ -37,7 +37,7 @@ def captions(
     """
     said, truth = hypotheses, references
     if tokenize:
-        # Once for the three scores that take the same tokens: it is half of their time.
+        # Once for the three scores that take the same tokens.
         clips = split(hypotheses, references, tokenize)
         said, truth = (
             [" ".join(mine) for mine, _ in clips],

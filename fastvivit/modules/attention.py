@@ -11,11 +11,18 @@ from fastvivit.tokens import Grouping
 
 
 class Attention(nn.Module):
-    """Self-attention within the sequences of a grouping; q, k and v are views of one product."""
+    """Self-attention within the sequences of a grouping; q, k and v are views of one product.
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+    Args:
+        width: D.
+        heads: attention heads.
+        qkv_bias: whether q, k and v have a bias.
+        causal: whether a row sees only itself and those before it in its sequence.
+    """
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
         self.reset_parameters()
@@ -34,7 +41,9 @@ class Attention(nn.Module):
             x = F.gather_tokens(x, group.order, distinct=True)
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
         longest = group.max_seqlen
-        out = F.varlen_attention(q, k, v, group.cu_seqlens, None, longest, longest, schedule=group.schedule)
+        out = F.varlen_attention(
+            q, k, v, group.cu_seqlens, None, longest, longest, causal=self.causal, schedule=group.schedule
+        )
         out = self.proj(out.flatten(1))
         return out if group.order is None else F.gather_tokens(out, group.inverse, distinct=True)
 

@@ -27,15 +27,44 @@ class TextTower(nn.Module):
         """Width of the text vectors."""
         return self.model.config.hidden_size
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Return (B, width) for a list of B strings. Raises ``ValueError`` for anything else, or for none."""
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The word embeddings of the text model; their weight is (V, De)."""
+        return self.model.get_input_embeddings()
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Strings as token ids, on the CPU.
+
+        Args:
+            texts: B strings.
+
+        Returns:
+            ``input_ids`` (B, L) int64, padded; ``attention_mask`` (B, L) int64, 1 = real; ``special_tokens_mask``
+            (B, L) int64, 1 = padding, or added by the tokenizer.
+
+        Raises:
+            ValueError: anything but a list of strings, or none.
+        """
         if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"texts: wanted a list of strings, at least one, got {texts!r}")
         batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
         )
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, width) states of ``input_ids`` and ``attention_mask`` of ``tokenize``, on the model's device."""
         device = next(self.model.parameters()).device
-        batch = {k: v.to(device) for k, v in batch.items() if k in ("input_ids", "attention_mask")}
-        states = self.model(**batch).last_hidden_state
-        real = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+        return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Return (B, width) for a list of B strings. Raises ``ValueError`` for anything else, or for none."""
+        batch = self.tokenize(texts)
+        states = self.states(batch["input_ids"], batch["attention_mask"])
+        real = batch["attention_mask"].to(states.device).unsqueeze(-1).to(states.dtype)
         return (states * real).sum(1) / real.sum(1).clamp(min=1)

@@ -60,18 +60,19 @@ def _is_small(x: Tensor, w: Tensor) -> bool:
 
 
 # oneDNN adds one product after the other over all of K, so its error grows with K; torch.mm adds up by blocks, and so
-# do these sums, for one more pass over the result a block. Blocks of transposed operands (the gradient of a weight, K
-# the tokens) are views; those of a weight are copied, since oneDNN is very slow on a slice of its columns.
+# do these sums, for one more pass over the result a block. Blocks of a transposed operand (the gradient of a weight, K
+# the tokens; of an input, K the width or the vocabulary) are views; those of a weight as it lies are copied, since
+# oneDNN is very slow on a slice of its columns.
 _DEPTH, _DEPTH_TRANSPOSED = 768, 384
 
 
 def _parts(x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
     """``x`` and ``w`` in the fewest even parts along K that are short enough."""
     depth = x.shape[1]
-    transposed = x.stride(1) != 1 and w.stride(1) != 1
-    count = -(-depth // (_DEPTH_TRANSPOSED if transposed else _DEPTH))
+    lies_whole = w.stride(1) != 1
+    count = -(-depth // (_DEPTH_TRANSPOSED if lies_whole and x.stride(1) != 1 else _DEPTH))
     if count == 1:
         return [(x, w)]
     step = -(-depth // count)
     cuts = [slice(first, first + step) for first in range(0, depth, step)]
-    return [(x[:, cut], w[:, cut] if transposed else w[:, cut].contiguous()) for cut in cuts]
+    return [(x[:, cut], w[:, cut] if lies_whole else w[:, cut].contiguous()) for cut in cuts]

@@ -1,6 +1,7 @@
 """Training: one configuration, one loop, exact resume, a report."""
 
-from fastvivit.train.caption_config import (
+from fastvivit.modules.auxiliary import AuxiliaryConfig
+from fastvivit.train.caption_tables import (
     CaptionConfig,
     CrossConfig,
     LanguageConfig,
@@ -9,7 +10,12 @@ from fastvivit.train.caption_config import (
 )
 from fastvivit.train.captions import CaptionEvaluation, evaluate_captions
 from fastvivit.train.checkpoint import latest_checkpoint
-from fastvivit.train.config import (
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.evaluate import Evaluation, evaluate
+from fastvivit.train.journal import read_metrics
+from fastvivit.train.loop import fit
+from fastvivit.train.step import NonFiniteLoss
+from fastvivit.train.tables import (
     DataConfig,
     InitConfig,
     MaskConfig,
@@ -17,15 +23,11 @@ from fastvivit.train.config import (
     RunConfig,
     ScheduleConfig,
     TextConfig,
-    TrainConfig,
 )
-from fastvivit.train.evaluate import Evaluation, evaluate
-from fastvivit.train.journal import read_metrics
-from fastvivit.train.loop import fit
-from fastvivit.train.step import NonFiniteLoss
 from fastvivit.train.vision import VisionCache, VisionDataset
 
 __all__ = [
+    "AuxiliaryConfig",
     "CaptionConfig",
     "CaptionEvaluation",
     "CrossConfig",

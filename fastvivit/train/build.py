@@ -11,7 +11,8 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
-from fastvivit.train.config import InitConfig, TextConfig, TrainConfig
+from fastvivit.train.config import TrainConfig
+from fastvivit.train.tables import InitConfig, TextConfig
 from fastvivit.train.words import word_tokenizer
 
 
@@ -23,14 +24,14 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
         captions: of the training clips; a text tower from scratch takes its vocabulary from them.
 
     Raises:
-        ValueError: a text folder without a model or tokenizer.
+        ValueError: a text folder without a model or tokenizer; an auxiliary head that does not fit it.
         ImportError: transformers is not installed.
     """
     if config.text.folder is None:
-        text = scratch_tower(config.text, captions)
+        text = scratch_tower(config.text, captions, mask_token=config.auxiliary.kind == "mlm")
     else:
         text = local_tower(config.text)
-    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim)
+    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim, config.auxiliary)
     if config.grad_checkpointing:
         model.video.set_grad_checkpointing()
     return model.train()
@@ -45,11 +46,12 @@ def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
     return encoder
 
 
-def scratch_tower(config: TextConfig, captions: Iterable[str]) -> TextTower:
+def scratch_tower(config: TextConfig, captions: Iterable[str], *, mask_token: bool = False) -> TextTower:
     """A small BERT with random weights over the words of ``captions``, in lower case; others are unknown."""
     from transformers import BertConfig, BertModel
 
-    fast = word_tokenizer(captions, ("[PAD]", "[UNK]"), config.max_length)
+    masked = {"mask_token": "[MASK]"} if mask_token else {}
+    fast = word_tokenizer(captions, ("[PAD]", "[UNK]", *masked.values()), config.max_length, **masked)
     bert = BertConfig(
         vocab_size=len(fast),
         hidden_size=config.width,

@@ -15,7 +15,7 @@ from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.vivit import ViViT
 from fastvivit.pretrained import CONFIG, Model, load_pretrained
-from fastvivit.train.caption_config import LanguageConfig
+from fastvivit.train.caption_tables import LanguageConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import Found, find_model
 from fastvivit.train.language import local_language, scratch_language

@@ -11,10 +11,10 @@ import torch
 from fastvivit import metrics
 from fastvivit.caption import VideoCaptioner, Vision
 from fastvivit.data import ClipDataset
-from fastvivit.train.config import MaskConfig
 from fastvivit.train.evaluate import heldout_batches
 from fastvivit.train.progress import progress
 from fastvivit.train.step import draw_masks
+from fastvivit.train.tables import MaskConfig
 from fastvivit.train.vision import collate_either
 
 

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fastvivit.models import ViViTConfig, plain
-from fastvivit.train.caption_config import CaptionConfig, LanguageConfig, VisionConfig
-from fastvivit.train.checks import above, at_least, one_of
+from fastvivit.modules.auxiliary import AuxiliaryConfig
+from fastvivit.train.caption_tables import CaptionConfig, LanguageConfig, VisionConfig
+from fastvivit.train.checks import at_least, one_of
 from fastvivit.train.presets import with_preset
+from fastvivit.train.tables import (
+    DataConfig,
+    InitConfig,
+    MaskConfig,
+    OptimiserConfig,
+    RunConfig,
+    ScheduleConfig,
+    TextConfig,
+)
 
 STAGES = ("contrastive", "video_to_text", "finetune")
 _CAPTIONING = ("video_to_text", "finetune")
@@ -21,173 +31,12 @@ _ONLY_IN = {
     "model": ("contrastive",),
     "text": ("contrastive",),
     "init": ("contrastive",),
+    "auxiliary": ("contrastive",),
     "start": _CAPTIONING,
     "language": ("video_to_text",),
     "vision": _CAPTIONING,
     "captions": _CAPTIONING,
 }
-_STRATEGIES = ("random", "tube", "frame")
-_DEVICES = ("auto", "cpu", "cuda")
-_PRECISIONS = ("auto", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text tower.
-
-    Attributes:
-        folder: a local folder with a transformers encoder and its tokenizer; None makes a small BERT from
-            scratch, whose vocabulary is the words of the training captions.
-        width: of the BERT from scratch.
-        depth: its layers.
-        heads: its attention heads.
-        max_length: tokens a caption is cut to.
-    """
-
-    folder: str | None = None
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    max_length: int = 77
-
-    def __post_init__(self) -> None:
-        at_least("text", self, 1, "width", "depth", "heads", "max_length")
-        if self.width % self.heads:
-            raise ValueError(f"text.heads: wanted a divisor of width {self.width}, got {self.heads}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """How the weights of an encoder from scratch begin, beside what ``ViViT`` draws itself.
-
-    Attributes:
-        time_std: standard deviation of a random vector a time slot that is added to its positions. Positions
-            drawn one by one say nothing about which places share an instant, so order is slow to learn; with
-            this it is not. Encoders without positions in time are left as they are.
-    """
-
-    time_std: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least("init", self, 0, "time_std")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The clips. Their frames and size are the model's.
-
-    Attributes:
-        train: a manifest.
-        heldout: the manifest that scores are taken on, or None.
-        fps: pictures per second of a clip; paper: 1.
-        cache: keep decoded clips in memory: for data sets that fit.
-        workers: loader processes; 0 decodes in the training process.
-        pair_twins: put clips and the twins that the manifest names into the same batch.
-    """
-
-    train: str
-    heldout: str | None = None
-    fps: float = 1.0
-    cache: bool = False
-    workers: int = 0
-    pair_twins: bool = True
-
-    def __post_init__(self) -> None:
-        at_least("data", self, 0, "workers")
-        above("data", self, 0, "fps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """AdamW. Defaults: the paper's image-to-video stage (table 4); betas and eps are PyTorch's.
-
-    Attributes:
-        lr: the highest learning rate.
-        weight_decay: not applied to parameters of one dimension, to positions and to the temperature.
-        betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        clip: the gradient is scaled down to this norm; inf leaves it.
-    """
-
-    lr: float = 5e-5
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float = 2.0
-
-    def __post_init__(self) -> None:
-        above("optimiser", self, 0, "lr", "eps", "clip")
-        at_least("optimiser", self, 0, "weight_decay")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimiser.betas: wanted two numbers, 0 <= beta < 1, got {self.betas}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up, then half a cosine.
-
-    Attributes:
-        warmup: steps from 0 to the highest learning rate; paper: 1000.
-        final: the last learning rate as a share of the highest.
-    """
-
-    warmup: int = 1000
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least("schedule", self, 0, "warmup", "final")
-        if self.final > 1:
-            raise ValueError(f"schedule.final: wanted a share of the learning rate, 0 to 1, got {self.final}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskConfig:
-    """Which tubelets a clip loses before it is embedded (paper, sections 4.3 and 6.1).
-
-    Held-out clips lose none in contrastive training. A captioner is scored as it is trained, as in the paper, with
-    one mask a clip that stays the same.
-
-    Attributes:
-        ratio: share to drop, 0 <= ratio < 1.
-        strategy: "random", "tube" or "frame", as in ``F.random_keep``.
-    """
-
-    ratio: float = 0.75
-    strategy: str = "random"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"mask.ratio: wanted 0 <= ratio < 1, got {self.ratio}")
-        one_of("mask.strategy", self.strategy, _STRATEGIES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What a run writes and where it computes. A resumed run may differ in these fields, and in no other.
-
-    Attributes:
-        log_every: steps between lines on a console that is no terminal; ``metrics.jsonl`` has every step.
-        eval_every: steps between scores on the held-out clips; 0 takes them at the end only.
-        save_every: steps between checkpoints; there is one at the end, and one when interrupted, too.
-        keep_last: how many checkpoints stay.
-        tensorboard: write TensorBoard events.
-        device: "auto" takes a GPU where there is one, "cpu" or "cuda".
-        precision: "auto" is bfloat16 autocast on a GPU and float32 on a CPU; "float32" is that everywhere.
-    """
-
-    log_every: int = 50
-    eval_every: int = 0
-    save_every: int = 1000
-    keep_last: int = 3
-    tensorboard: bool = True
-    device: str = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        at_least("run", self, 1, "log_every", "save_every", "keep_last")
-        at_least("run", self, 0, "eval_every")
-        one_of("run.device", self.device, _DEVICES)
-        one_of("run.precision", self.precision, _PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +68,7 @@ class TrainConfig:
         optimiser: see ``OptimiserConfig``.
         schedule: see ``ScheduleConfig``.
         mask: see ``MaskConfig``.
+        auxiliary: see ``AuxiliaryConfig``; a loss beside the contrastive one, off by default.
         run: see ``RunConfig``.
     """
 
@@ -239,6 +89,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

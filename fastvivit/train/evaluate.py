@@ -59,20 +59,37 @@ def heldout_batches(
 
 @torch.no_grad()
 def encode_clips(
-    model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0
+    model: VideoTextModel,
+    dataset: ClipDataset,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    progress: Callable[[int], Any] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries."""
+    """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries.
+
+    ``progress`` is called with the number of clips after each batch.
+    """
     vectors, entries = [], []
     for batch, good in heldout_batches(dataset, batch_size, workers):
         video = batch["video"].to(model.logit_scale.device)
         vectors.append(model.encode_video(video).float().cpu()[good])
         entries += batch["index"][good].tolist()
+        if progress is not None:
+            progress(len(batch["index"]))
     return torch.cat(vectors), entries
 
 
 @torch.no_grad()
-def evaluate(model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, workers: int = 0) -> Evaluation:
-    """Score a model; it is left in the mode it was in.
+def evaluate(
+    model: VideoTextModel,
+    dataset: ClipDataset,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Evaluation:
+    """Score a model; it is left in the mode it was in. ``progress`` is called with the clips of each batch.
 
     ``twin`` is the share of clips that are nearer to their own (first) caption than to their twin's; a tie is
     a miss.
@@ -83,7 +100,7 @@ def evaluate(model: VideoTextModel, dataset: ClipDataset, *, batch_size: int, wo
     training = model.training
     model.eval()
     try:
-        video, entries = encode_clips(model, dataset, batch_size=batch_size, workers=workers)
+        video, entries = encode_clips(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
         captions, owners = [], []
         for place, entry in enumerate(entries):
             captions += dataset.entries[entry].captions

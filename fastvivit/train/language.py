@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as nnf
 
 from fastvivit._folders import written_whole
+from fastvivit.caption.quiet import no_bars
 from fastvivit.caption.texts import Texts
 from fastvivit.data import EpochSampler, sample_seed
-from fastvivit.train.caption_config import LanguageConfig
+from fastvivit.train.caption_tables import LanguageConfig
 from fastvivit.train.progress import progress
 from fastvivit.train.words import word_tokenizer
 
@@ -32,7 +33,8 @@ def local_language(folder: Path, name: str = "language.folder") -> tuple[nn.Modu
         raise ValueError(f"{name}: wanted a folder with a language model of transformers (config.json), got {folder}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with no_bars():
+            lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {folder} can't be loaded by transformers: {error}") from error
     return lm.eval(), tokenizer
@@ -40,7 +42,7 @@ def local_language(folder: Path, name: str = "language.folder") -> tuple[nn.Modu
 
 def save_language(lm: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write what ``local_language`` reads, whole or not at all."""
-    with written_whole(folder) as scratch:
+    with written_whole(folder) as scratch, no_bars():
         lm.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 

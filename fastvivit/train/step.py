@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastvivit.modules.clips import Kept, draw_keep
 from fastvivit.tokens import Views
-from fastvivit.train.config import MaskConfig
 from fastvivit.train.schedule import learning_rate
+from fastvivit.train.tables import MaskConfig
 
 if TYPE_CHECKING:
     from fastvivit.train.stages.base import Stage

@@ -20,12 +20,12 @@ from fastvivit.caption.store import VisionStore
 from fastvivit.data import ClipDataset, Entry, VideoError, collate, sample_seed
 from fastvivit.data.dataset import Failure, stack_clips
 from fastvivit.modules.vivit import ViViT
-from fastvivit.train.caption_config import DTYPES
+from fastvivit.train.caption_tables import DTYPES
 from fastvivit.train.checks import one_of
-from fastvivit.train.config import MaskConfig
 from fastvivit.train.hashes import FileHashes
 from fastvivit.train.progress import progress
 from fastvivit.train.step import autocast, draw_masks, in_bfloat16
+from fastvivit.train.tables import MaskConfig
 
 SETTINGS, HASHES = "settings.json", "files.jsonl"
 

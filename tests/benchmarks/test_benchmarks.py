@@ -17,6 +17,7 @@ from benchmarks.cases import all_cases
 from benchmarks.families.attention import attention_cases
 from benchmarks.families.block import block_cases
 from benchmarks.families.embed import LINEAR, embed_cases
+from benchmarks.families.loss import loss_cases
 from benchmarks.families.overhead import overhead_cases
 from benchmarks.families.rows import rows_cases
 from benchmarks.gate import against
@@ -76,7 +77,9 @@ def _with_ours(case: Case, call) -> Case:
 
 
 @pytest.mark.parametrize(
-    "family", [embed_cases, attention_cases, rows_cases, block_cases, overhead_cases], ids=lambda f: f.__name__
+    "family",
+    [embed_cases, attention_cases, rows_cases, loss_cases, block_cases, overhead_cases],
+    ids=lambda f: f.__name__,
 )
 def test_ours_and_peers_pass_the_gates(family):
     for case in family(QUICK):

@@ -149,7 +149,7 @@ def test_a_failed_rename_leaves_the_folder_as_it_was(tmp_path, monkeypatch, fail
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"folder: wanted config\.json and model\.safetensors"):
         fv.load_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model: wanted a ViViT or a VideoTextModel, got Linear"):
+    with pytest.raises(ValueError, match="model: wanted a ViViT, VideoTextModel or VideoCaptioner, got Linear"):
         fv.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "linear")
     folder = fv.save_pretrained(dual().video, tmp_path / "model")
     config = (folder / "config.json").read_text()

@@ -19,6 +19,7 @@ def _grad(*shape):
 
 VIDEO = torch.randint(256, (2, 3, 4, 32, 32), dtype=torch.uint8)
 KEEP = torch.tensor([[0, 3, 5], [1, 2, 7]])
+CLASS = torch.tensor([3, 0, -100, 6, 1])
 
 # What the public functions pass on: every operator, forward and backward.
 OPERATORS = {
@@ -150,6 +151,26 @@ OPERATORS = {
         "linear_backward",
         lambda: (torch.randn(5, 4), torch.randn(5, 8), torch.randn(4, 8), [True] * 3),
     ),
+    "linear_cross_entropy": (
+        "linear_cross_entropy",
+        lambda: (_grad(5, 8), _grad(7, 8), _grad(7), CLASS, -100, 1.0, 0.0, 2, "mean", [True] * 3),
+    ),
+    "linear_cross_entropy_frozen": (
+        "linear_cross_entropy",
+        lambda: (_grad(5, 8), torch.randn(7, 8), None, CLASS, -100, 2.0, 3.0, 0, "none", [True, False, False]),
+    ),
+    "linear_cross_entropy_backward": (
+        "linear_cross_entropy_backward",
+        lambda: (
+            torch.randn(5),
+            torch.tensor(5),
+            torch.randn(5, 8),
+            torch.empty(0),
+            torch.empty(0),
+            *(torch.randn(5, 8), torch.randn(7, 8), torch.randn(7)),
+            *(CLASS, -100, 1.0, 0.0, 2, "none", [True] * 3),
+        ),
+    ),
     "checked_ids": ("checked_ids", lambda: (torch.tensor([3, 0]), 4, "keep")),
     "checked_cu_seqlens": ("checked_cu_seqlens", lambda: (_lengths(3, 0, 2), 6, 4)),
 }
@@ -171,6 +192,10 @@ def _embed(video, weight, keep):
     return F.tubelet_embed(video, weight, keep=keep, mean=[0.5] * 3, std=[0.5] * 3).square()
 
 
+def _loss(x, target):
+    return F.linear_cross_entropy(x, torch.arange(88.0).sin().view(11, 8), target, softcap=4.0).square()
+
+
 def _attend(q, lengths):
     out, lse = F.varlen_attention(q, q, q, lengths, return_lse=True)
     return out.square().sum(-1) + lse.T
@@ -184,6 +209,7 @@ COMPILED = {
         lambda x, i: F.segment_mean(x, i // 2, 9)[0].square(),
         lambda n: (_grad(n, 8), torch.arange(n)),
     ),
+    "loss": (_loss, lambda n: (_grad(n, 8), torch.arange(n))),
     "attention": (_attend, lambda n: (_grad(n + 13, 2, 8), _lengths(n, 13))),
 }
 
@@ -219,9 +245,11 @@ def _calls():
     yield lambda w: F.tubelet_embed(VIDEO, w), _grad(8, 3, 2, 16, 16)
     yield lambda q: F.varlen_attention(q, q, q, _lengths(4)), _grad(4, 2, 8)
     yield lambda q: F.attention(q, q, q), _grad(1, 4, 2, 8)
+    yield lambda x: F.linear_cross_entropy(x, torch.randn(5, 8), index), x
+    yield lambda w: F.linear_cross_entropy(x, w, index, reduction="none"), _grad(5, 8)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_double_backward_and_functional_transforms_are_errors(number):
     function, x = list(_calls())[number]
     (grad,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
@@ -240,6 +268,11 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         F.varlen_attention(q, q, q, _lengths(6, 6)).sum().backward()
     assert counter.get_total_flops() == 4 * 8 * 2 * (36 + 36) * 3.5
+    x, weight, target = _grad(4, 8), _grad(5, 8), torch.arange(4)
+    for reduction, given, products in (("mean", weight.detach(), 2), ("mean", weight, 3), ("none", weight, 4)):
+        with FlopCounterMode(display=False) as counter:
+            F.linear_cross_entropy(x, given, target, reduction=reduction).sum().backward()
+        assert counter.get_total_flops() == 2 * 4 * 8 * 5 * products, (reduction, products)
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastvivit.models import ViViTConfig
-from fastvivit.train import DataConfig, OptimiserConfig, ScheduleConfig, TrainConfig
+from fastvivit.train import AuxiliaryConfig, DataConfig, OptimiserConfig, ScheduleConfig, TrainConfig
 from fastvivit.train.reading import PRESETS
 from fastvivit.tubes import Tube
 
@@ -35,6 +35,7 @@ def test_the_defaults_are_the_papers():
     assert (config.optimiser.lr, config.optimiser.weight_decay, config.optimiser.clip) == (5e-5, 1e-2, 2.0)
     assert (config.schedule.warmup, config.batch_size, config.data.fps) == (1000, 512, 1.0)
     assert config.model == ViViTConfig.base()
+    assert config.auxiliary == AuxiliaryConfig(kind="none", weight=1.0, mlm_ratio=0.15)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,8 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(schedule={"final": 2}), "schedule.final: wanted a share of the learning rate"),
         (merged(mask={"ratio": 1}), "mask.ratio: wanted 0 <= ratio < 1, got 1.0"),
         (merged(mask={"strategy": "rnd"}), "mask.strategy: wanted one of 'random', 'tube', 'frame'"),
+        (merged(auxiliary={"kind": "itm"}), "auxiliary.kind: wanted one of 'none', 'mlm', 'captioning', got 'itm'"),
+        (merged(auxiliary={"weight": -1}), "auxiliary.weight: wanted above 0, and finite, got -1.0"),
         (merged(run={"save_every": 0}), "run.save_every: wanted at least 1, got 0"),
         (merged(run={"device": "tpu"}), "run.device: wanted one of 'auto', 'cpu', 'cuda', got 'tpu'"),
         (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', got 'fp8'"),
@@ -246,8 +249,8 @@ def captions_of(**changes):
         (captions_of(captions={"describe": -1}), "captions.describe: wanted at least 0, got -1"),
         (captions_of(captions={"max_new_tokens": 0}), "captions.max_new_tokens: wanted at least 1, got 0"),
         (
-            captions_of(captions={"promt": ""}),
-            "captions.promt: no such field of CaptionConfig (did you mean 'prompt'?)",
+            captions_of(captions={"prompts": ""}),
+            "captions.prompts: no such field of CaptionConfig (did you mean 'prompt'?)",
         ),
         (merged(stage=["finetune"]), "stage: wanted a string, got ['finetune']"),
     ],

@@ -68,6 +68,7 @@ def test_metrics(run):
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert [row["epoch"] for row in rows] == [0] * 4 + [1] * 4 + [2] * 2
     assert all({"loss", "lr", "grad_norm", "scale", "seconds", "clips_per_second"} <= row.keys() for row in rows)
+    assert not any({"contrastive", "mlm", "captioning"} & row.keys() for row in rows)  # no auxiliary loss, no parts
     scored = [row["step"] for row in rows if "eval_twin" in row]
     assert scored == [4, 8, 10]
     assert {"eval_t2v_r1", "eval_v2t_medr", "eval_clips"} <= rows[-1].keys()

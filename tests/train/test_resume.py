@@ -68,6 +68,31 @@ def test_resumed_is_bit_equal(config, whole, tmp_path, monkeypatch, stop):
     same(out, whole)
 
 
+@pytest.mark.parametrize("kind", ["mlm", "captioning"])
+def test_resumed_with_an_auxiliary_loss_is_bit_equal(config, tmp_path, monkeypatch, change, kind):
+    config = change(config, auxiliary={"kind": kind, "depth": 1, "weight": 0.5}, steps=6, run={"save_every": 3})
+    whole, out = fit(config, tmp_path / "whole", quiet=True), tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)
+        with pytest.raises(RuntimeError, match="power"):
+            fit(config, out, quiet=True)
+    fit(config, out, resume=True, quiet=True)
+    same(out, whole)
+    rows, again = read_metrics(whole), read_metrics(out)
+    assert [row[kind] for row in rows] == [row[kind] for row in again] and len(rows) == 6
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["contrastive"] + 0.5 * row[kind], rel=1e-5)
+
+
+def test_a_run_from_before_a_field_existed_resumes(config, whole):
+    file = whole / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["auxiliary"]
+    file.write_text(json.dumps(fields))
+    fit(config, whole, resume=True, quiet=True)
+    assert json.loads(file.read_text())["auxiliary"]["kind"] == "none"
+
+
 def test_masks_and_order_come_back(config, tmp_path, monkeypatch, change):
     config = change(config, run={"save_every": 3})
     seen = []

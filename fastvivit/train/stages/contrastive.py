@@ -34,11 +34,16 @@ class Contrastive(Stage):
         """Nothing: everything is trained, from its first step on."""
 
     def losses(self, model: VideoTextModel, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The contrastive loss, and ``scale``, which multiplies the cosines."""
+        """The loss, and ``scale``, which multiplies the cosines.
+
+        With an auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``.
+        """
         keep = draw_masks(batch["mask_seed"], self.config.model.views, self.config.mask)
         video = batch["video"].to(device, non_blocking=True)
         keep = None if keep is None else keep.to(device, non_blocking=True)
-        return {"loss": model(video, batch["caption"], keep=keep), "scale": model.scale}
+        parts = model.losses(video, batch["caption"], keep=keep, text_seeds=batch["mask_seed"].tolist())
+        loss = parts.pop("loss")
+        return {"loss": loss, "scale": model.scale} | (parts if len(parts) > 1 else {})
 
     def evaluate(self, model: VideoTextModel, *, last: bool) -> Evaluation | None:
         """Retrieval among the held-out clips, unmasked."""

@@ -1,0 +1,1 @@
+"""linear_cross_entropy: the loss of a language model's head, its logits never held whole."""
