@@ -14,8 +14,6 @@ from fastvivit.data.digits import WORDS
 from fastvivit.train import read_metrics
 from tests.train.test_loop import parsed
 
-pytestmark = pytest.mark.filterwarnings("ignore:Passing .generation_config.")
-
 
 def left(folder):
     return sorted(path.name for path in folder.iterdir())
