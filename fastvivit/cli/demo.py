@@ -20,7 +20,7 @@ from fastvivit.train import fit
 
 # Searches forgive an encoder more than captions do.
 _SEARCH = {"clips": 1600, "steps": 400}
-_CAPTIONS = {"clips": 3200, "steps": 800, "caption_steps": 300}
+_CAPTIONS = {"clips": 3200, "steps": 1200, "caption_steps": 300}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Demo:
         seed: of the videos and the models.
         clips: training clips; there are a quarter as many held-out ones, at most 256. 1600, with captions 3200.
         steps: training steps of the video-first model; the other one takes half of them, of twice the tokens. 400,
-            with captions 800.
+            with captions 1200.
         caption_steps: with captions, training steps of what connects a model with a language model. 300.
     """
 
