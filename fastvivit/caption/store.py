@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fastvivit._folders import file_written_whole
 from fastvivit.caption.vision import Vision
 
 _OPEN = 64  # shards that a process maps at a time
+_STALE = 24 * 3600.0  # seconds
 
 
 class VisionStore:
@@ -69,14 +72,23 @@ class VisionStore:
         Raises:
             ValueError: more than one clip, or an empty name.
         """
-        if len(vision) != 1 or not name:
-            raise ValueError(f"vision: wanted one clip and a name for it, got {len(vision)} clips for {name!r}")
-        if name in self:
-            return
-        # Of its own: a row of a batch would keep the whole batch in memory.
-        tokens, mask = vision.tokens.detach().cpu().clone(), vision.mask.cpu().clone()
-        self._waiting[name] = Vision(tokens, mask)
-        self._bytes += tokens.nbytes + mask.nbytes
+        self.update({name: vision})
+
+    def update(self, visions: Mapping[str, Vision]) -> None:
+        """``add`` several that reach the disk together: after a kill all of them are there, or none.
+
+        Raises:
+            ValueError: as ``add``; nothing is kept then.
+        """
+        kept = {}
+        for name, vision in visions.items():
+            if len(vision) != 1 or not name:
+                raise ValueError(f"vision: wanted one clip and a name for it, got {len(vision)} clips for {name!r}")
+            if name not in self:
+                # Of its own: a row of a batch would keep the whole batch in memory.
+                kept[name] = Vision(vision.tokens.detach().cpu().clone(), vision.mask.cpu().clone())
+        self._waiting |= kept
+        self._bytes += sum(vision.tokens.nbytes + vision.mask.nbytes for vision in kept.values())
         if self._bytes >= self.shard_bytes:
             self.flush()
 
@@ -92,6 +104,13 @@ class VisionStore:
             save_file(tensors, scratch)
         self._shards |= dict.fromkeys(self._waiting, shard)
         self._waiting, self._bytes = {}, 0
+
+    def remove_scratch(self) -> None:
+        """Remove what killed writers left: files begun a day ago or before, since others may be writing now."""
+        for path in self.folder.glob(".*.safetensors-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
 
     def get(self, name: str) -> Vision:
         """One clip, in the dtype it was kept in.
