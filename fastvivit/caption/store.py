@@ -93,7 +93,7 @@ class VisionStore:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what waits to the disk."""
+        """Bring what waits to the disk. Raises ``OSError`` where it can't be written, and leaves no part of it there."""
         if not self._waiting:
             return
         tensors = {}
@@ -101,7 +101,10 @@ class VisionStore:
             tensors[f"{name}/tokens"], tensors[f"{name}/mask"] = vision.tokens[0], vision.mask[0]
         shard = self.folder / f"vision-{secrets.token_hex(8)}.safetensors"
         with file_written_whole(shard) as scratch:
-            save_file(tensors, scratch)
+            try:
+                save_file(tensors, scratch)
+            except SafetensorError as error:  # a full disk, for one
+                raise OSError(f"vision: {shard} can't be written: {error}") from error
         self._shards |= dict.fromkeys(self._waiting, shard)
         self._waiting, self._bytes = {}, 0
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,23 @@ def test_a_damaged_shard_is_named(tmp_path):
     shard.write_bytes(b"no")
     with pytest.raises(ValueError, match=f"vision: .*{shard.name} can't be read.*remove it"):
         VisionStore(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_shard(tmp_path):
+    resource = pytest.importorskip("resource")
+    store = VisionStore(tmp_path)
+    store.add("a", vision(1000))
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(OSError, match="vision: .*safetensors can't be written: .*File too large"):
+            store.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == [] and "a" in store
+    store.flush()
+    assert torch.equal(VisionStore(tmp_path).get("a").tokens, vision(1000).tokens)
 
 
 def test_few_shards_are_mapped(tmp_path, monkeypatch):
