@@ -93,7 +93,7 @@ class VisionStore:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what waits to the disk. Raises ``OSError`` where it can't be written, and leaves no part of it there."""
+        """Bring what waits to the disk; ``OSError`` where it can't be written, and then no part of it is there."""
         if not self._waiting:
             return
         tensors = {}
