@@ -1,6 +1,7 @@
 # Every target makes what it needs, the virtual environment included.
-#   make demo    the whole recipe in miniature, on video files it writes itself
-#   make test    every test that this machine can run
+#   make demo            the whole recipe in miniature, on video files it writes itself
+#   make demo-caption    the same encoders learn to describe clips; takes longer
+#   make test            every test that this machine can run
 # PYTHON picks the interpreter; TORCH what is installed first (an unpinned torch may bring gigabytes of CUDA packages).
 
 PYTHON ?= python3
@@ -10,10 +11,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 SOURCES := $(wildcard csrc/*)
 
-.PHONY: demo test test-all check bench gpu gpu-build gpu-smoke gpu-bench gpu-test gpu-sanitize gpu-more gpu-dry-run clean
+.PHONY: demo demo-caption test test-all check bench gpu gpu-build gpu-smoke gpu-bench gpu-test gpu-sanitize gpu-more gpu-dry-run clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastvivit demo --out demo
+
+demo-caption: $(VENV)/.installed
+	$(BIN)/fastvivit demo --captions --out demo-caption
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q
@@ -64,5 +68,5 @@ $(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info fastvivit/*.so fastvivit/_build.json demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info fastvivit/*.so fastvivit/_build.json demo demo-caption .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

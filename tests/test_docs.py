@@ -10,6 +10,7 @@ import pytest
 
 import fastvivit
 from tests.test_examples import folders
+from tests.tiny_captioner import make_dual
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -172,3 +173,16 @@ def test_the_captioner_is_used_as_its_page_says(tmp_path, monkeypatch):
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code.replace("size=224", "size=28").replace("frames=16", "frames=4"), names)
     assert names["cap"].layers[0].gate.abs() > 0 and (tmp_path / "layers").is_dir()
+
+
+def test_a_captioner_is_made_as_the_readme_says(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path)
+    (tmp_path / "llama").rename(tmp_path / "smollm2")
+    next((tmp_path / "clips").glob("*.mp4")).rename(tmp_path / "cup.mp4")
+    fastvivit.save_pretrained(make_dual(), tmp_path / "run" / "model")
+    names = {}
+    exec(code_of("Video to text").replace("frames=16", "frames=4"), names)
+    assert names["loss"].requires_grad and names["cap"].lm is names["lm"]

@@ -2,116 +2,93 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from fastvivit.cli.demo_captions import CAPTIONERS, run_captions
+from fastvivit.cli.demo_captions_report import captions_summary, write_captions_report
+from fastvivit.cli.demo_folder import make_room, write_videos
 from fastvivit.cli.demo_report import summary, write_demo_report
-from fastvivit.cli.demo_runs import MODELS, Outcome, Trained, demo_config, run_searches
-from fastvivit.data import ClipDataset, write_digits
-from fastvivit.pretrained import load_pretrained
-from fastvivit.search import embed_files, find_videos
-from fastvivit.train import evaluate, fit, read_metrics
-from fastvivit.train.loop import MODEL
+from fastvivit.cli.demo_runs import MODELS, demo_config, run_searches
+from fastvivit.search import find_videos
+from fastvivit.train import fit
 
-_MARK = "videos"
+# Searches forgive an encoder more than captions do.
+_SEARCH = {"clips": 1600, "steps": 400}
+_CAPTIONS = {"clips": 3200, "steps": 1200, "caption_steps": 300}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Make videos of moving digits, train two small models on them, score them, search with them, and report.
 
-    One model sees a clip as a whole, the other one frame at a time. It takes a few minutes on two CPU cores.
+    One model sees a clip as a whole, the other one frame at a time. It takes a few minutes on two CPU cores. With
+    --captions both are trained for longer, and then each is given words: nothing is searched, clips are described.
 
     Attributes:
         out: the folder for videos, runs and the report; an earlier demo in it is replaced.
+        captions: teach both models to describe clips, instead of searching with them.
         videos: a folder of your own clips to search, too.
         seed: of the videos and the models.
-        clips: training clips; there are a quarter as many held-out ones, at most 256.
-        steps: training steps of the video-first model; the other one takes half of them, of twice the tokens.
+        clips: training clips; there are a quarter as many held-out ones, at most 256. 1600, with captions 3200.
+        steps: training steps of the video-first model; the other one takes half of them, of twice the tokens. 400,
+            with captions 1200.
+        caption_steps: with captions, training steps of what connects a model with a language model. 300.
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("fastvivit-demo")
+    captions: bool = False
     videos: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     seed: int = 0
-    clips: int = 1600
-    steps: int = 400
+    clips: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    caption_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
 
 
 def run(arguments: list[str]) -> int:
     """Run it, and say where the report is."""
-    options = tyro.cli(Demo, prog="fastvivit demo", args=arguments)
+    options = tyro.cli(Demo, prog="fastvivit demo", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     for module in ("av", "transformers", "matplotlib"):
         import_module(module)  # said before any work is done, and not after minutes of it
-    if options.clips < 16 or options.clips % 8:
-        raise ValueError(f"clips: wanted a multiple of 8, at least 16, got {options.clips}")
-    if options.seed < 0:
-        raise ValueError(f"seed: wanted at least 0, got {options.seed}")
+    options = _checked(options)
     own = [] if options.videos is None else find_videos([options.videos])
-    out = _make_room(options.out)
-    began = time.monotonic()
-    train, heldout = _write_videos(out, options)
-    trained = {}
-    for number, kind in enumerate(MODELS, 1):
-        print(f"{number + 1}/4  training the {kind} model: {MODELS[kind]}", flush=True)
-        config = demo_config(kind, train, heldout, clips=options.clips, steps=options.steps, seed=options.seed)
-        folder = fit(config, out / kind, name=kind)
-        model = load_pretrained(folder / MODEL)
-        dataset = ClipDataset(heldout, frames=config.model.frames, fps=config.data.fps, size=config.model.size)
-        trained[kind] = Trained(
-            model=model,
-            config=config,
-            evaluation=evaluate(model, dataset, batch_size=config.batch_size),
-            metrics=read_metrics(folder),
-        )
-    print("4/4  searching the held-out files by text", flush=True)
-    outcome = Outcome(
-        trained=trained,
-        searches=run_searches(trained, dataset.entries),
-        own=_search_own(trained["video-first"], own),
-        dataset=dataset,
-        seconds=time.monotonic() - began,
-    )
-    page = write_demo_report(out, outcome)
-    print(f"\n{summary(outcome)}\n\nreport: {page}")
+    out = make_room(options.out, (*MODELS, *CAPTIONERS.values()))
+    began, parts = time.monotonic(), 6 if options.captions else 4
+    train, heldout = write_videos(out, options.clips, options.seed, parts)
+    configs = {}
+    for number, kind in enumerate(MODELS, 2):
+        print(f"{number}/{parts}  training the {kind} model: {MODELS[kind]}", flush=True)
+        configs[kind] = demo_config(kind, train, heldout, clips=options.clips, steps=options.steps, seed=options.seed)
+        fit(configs[kind], out / kind, name=kind)
+    if options.captions:
+        outcome = run_captions(out, configs, options.caption_steps, began)
+        page, table = write_captions_report(out, outcome), captions_summary(outcome)
+    else:
+        print("4/4  searching the held-out files by text", flush=True)
+        outcome = run_searches(out, configs, own, began)
+        page, table = write_demo_report(out, outcome), summary(outcome)
+    print(f"\n{table}\n\nreport: {page}")
     return 0
 
 
-def _make_room(out: Path) -> Path:
-    """An empty folder, or one that only an earlier demo has filled; its parts are removed."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: wanted a folder, {out} is a file")
-    if out.is_dir() and any(out.iterdir()) and not (out / _MARK).is_dir():
-        raise ValueError(f"out: wanted a new folder, or that of an earlier demo; {out} holds something else")
-    for part in (*MODELS, _MARK):
-        if (out / part).is_dir():
-            shutil.rmtree(out / part)
-    (out / _MARK).mkdir(parents=True)
-    return out
-
-
-def _write_videos(out: Path, options: Demo) -> tuple[Path, Path]:
-    began, heldout_clips = time.monotonic(), min(options.clips // 4, 256)
-    train = write_digits(out / _MARK / "train", options.clips, seed=options.seed)
-    heldout = write_digits(out / _MARK / "heldout", heldout_clips, seed=options.seed, split="heldout")
-    seconds = time.monotonic() - began
-    print(
-        f"1/4  wrote {options.clips} + {heldout_clips} mp4 files of moving digits in {seconds:.0f} s",
-        flush=True,
-    )
-    return train, heldout
-
-
-def _search_own(trained: Trained, files: list[Path]):
-    """Windows of the user's clips; files that can't be read are left out and said."""
-    if not files:
-        return None
-    fps = trained.config.data.fps
-    return embed_files(
-        trained.model, files, fps=fps, broken=lambda file, error: print(f"left out: {error}", flush=True)
-    )
+def _checked(options: Demo) -> Demo:
+    """The options with their defaults filled in. Raises ``ValueError`` where they don't fit."""
+    if not options.captions and options.caption_steps is not None:
+        raise ValueError(f"caption-steps: wanted with --captions only, got {options.caption_steps}")
+    if options.captions and options.videos is not None:
+        raise ValueError("videos: wanted without --captions, whose models know no words for your clips")
+    defaults = _CAPTIONS if options.captions else _SEARCH
+    filled = replace(options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
+    if filled.clips < 16 or filled.clips % 8:
+        raise ValueError(f"clips: wanted a multiple of 8, at least 16, got {filled.clips}")
+    if filled.seed < 0:
+        raise ValueError(f"seed: wanted at least 0, got {filled.seed}")
+    for name in ("steps", "caption_steps") if filled.captions else ("steps",):
+        if getattr(filled, name) < 1:
+            raise ValueError(f"{name.replace('_', '-')}: wanted at least 1, got {getattr(filled, name)}")
+    return filled

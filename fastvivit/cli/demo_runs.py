@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from fastvivit.data import ClipDataset, Entry
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.pretrained import load_pretrained
 from fastvivit.search import Index, Match, embed_files, search
 from fastvivit.train import (
     DataConfig,
@@ -23,7 +25,10 @@ from fastvivit.train import (
     ScheduleConfig,
     TextConfig,
     TrainConfig,
+    evaluate,
+    read_metrics,
 )
+from fastvivit.train.folders import MODEL
 
 MODELS = {
     "video-first": "tubelets of 2 frames, all tokens of a clip attend to each other",
@@ -115,8 +120,37 @@ def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int
     )
 
 
-def run_searches(trained: dict[str, Trained], entries: Sequence[Entry]) -> dict[str, list[Answer]]:
-    """Ask both models for the same captions, spread over the held-out clips."""
+def run_searches(out: Path, configs: dict[str, TrainConfig], own: Sequence[Path], began: float) -> Outcome:
+    """Score the models that were trained in ``out``, and ask both for the same captions of held-out clips.
+
+    Args:
+        out: the demo's folder.
+        configs: the runs by name.
+        own: files of the user's to search, too.
+        began: when the demo did, by ``time.monotonic``.
+    """
+    trained = {}
+    for kind, config in configs.items():
+        model = load_pretrained(out / kind / MODEL)
+        dataset = ClipDataset(
+            config.data.heldout, frames=config.model.frames, fps=config.data.fps, size=config.model.size
+        )
+        trained[kind] = Trained(
+            model=model,
+            config=config,
+            evaluation=evaluate(model, dataset, batch_size=config.batch_size),
+            metrics=read_metrics(out / kind),
+        )
+    return Outcome(
+        trained=trained,
+        searches=_ask(trained, dataset.entries),
+        own=_search_own(trained["video-first"], own),
+        dataset=dataset,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _ask(trained: dict[str, Trained], entries: Sequence[Entry]) -> dict[str, list[Answer]]:
     files = [entry.video for entry in entries]
     place = {str(file): i for i, file in enumerate(files)}
     asked = range(0, len(entries), max(1, len(entries) // QUERIES))[:QUERIES]
@@ -125,6 +159,16 @@ def run_searches(trained: dict[str, Trained], entries: Sequence[Entry]) -> dict[
         index = embed_files(one.model, files, fps=one.config.data.fps, batch_size=one.config.batch_size)
         found[kind] = [_answer(one.model, index, entries, place, entries[query]) for query in asked]
     return found
+
+
+def _search_own(trained: Trained, files: Sequence[Path]) -> Index | None:
+    """Windows of the user's clips; files that can't be read are left out and said."""
+    if not files:
+        return None
+    fps = trained.config.data.fps
+    return embed_files(
+        trained.model, files, fps=fps, broken=lambda file, error: print(f"left out: {error}", flush=True)
+    )
 
 
 def motions_found(evaluation: Evaluation, entries: Sequence[Entry]) -> float:

@@ -20,7 +20,7 @@ def word_tokenizer(
         max_length: most tokens of a text.
         roles: of further special tokens, as transformers names them: ``eos_token="[EOS]"``.
     """
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
@@ -29,6 +29,7 @@ def word_tokenizer(
     vocabulary = {word: i for i, word in enumerate([*special, *sorted(words)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
+    tokenizer.decoder = decoders.WordPiece()  # for its spaces, of which there are none before a comma
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=max_length, **roles
     )

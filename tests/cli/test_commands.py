@@ -13,7 +13,6 @@ from fastvivit.cli.ops import CASES
 from fastvivit.data import read_manifest
 from fastvivit.search import find_videos, load_index, read_windows
 from fastvivit.train import latest_checkpoint, read_metrics
-from tests.train.test_loop import parsed
 
 
 def test_every_op_is_listed():
@@ -182,25 +181,3 @@ def test_videos_are_found_by_suffix(folder):
     names = [path.name for path in find_videos([folder])]
     assert len(names) == 9 and names == sorted(names) and "manifest.jsonl" not in names
     assert find_videos([folder / "manifest.jsonl", folder / "manifest.jsonl"]) == [folder / "manifest.jsonl"]
-
-
-def test_demo(call, digits, tmp_path):
-    from fastvivit.cli.demo import _make_room
-
-    own = tmp_path / "own"
-    shutil.copytree(digits[1].parent, own)
-    (own / "broken.mp4").write_text("no video")
-    arguments = ["demo", "--out", tmp_path / "demo", "--clips", 64, "--steps", 3, "--videos", own]
-    code, out, _ = call(*arguments)
-    assert code == 0 and f"report: {tmp_path / 'demo' / 'report.html'}" in out
-    assert "own caption above the twin's" in out and "broken.mp4" in out
-    page = parsed(tmp_path / "demo" / "report.html")
-    assert len(page.images) == 1 + 4 * (3 + 1) + 4 * 3
-    assert {"video-first", "frame-level", "chance"} <= set(page.words)
-    (tmp_path / "demo" / "notes.txt").write_text("mine")
-    _make_room(tmp_path / "demo")
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
-        "notes.txt",
-        "report.html",
-        "videos",
-    ]

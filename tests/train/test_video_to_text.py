@@ -258,7 +258,7 @@ def test_the_language_model_learns_captions_before_it_is_frozen(captioning):
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in lm.parameters())
     start = torch.tensor([[tokenizer.bos_token_id]])
     written = tokenizer.decode(lm.generate(start, max_new_tokens=12, do_sample=False)[0], skip_special_tokens=True)
-    assert written.split() == ["a", "digit", "moves", "up", ",", "then", "another", "one", "moves", "down"]
+    assert written == captions[0]
 
 
 def test_settings_reach_the_model(captioning, change):
