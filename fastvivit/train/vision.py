@@ -249,7 +249,7 @@ class VisionDataset(ClipDataset):
         known: the same; no item finds any more.
 
     Raises:
-        ValueError: an entry that is neither in the cache nor among the failures.
+        ValueError: no masks; an entry that is neither in the cache nor among the failures.
     """
 
     def __init__(
@@ -261,6 +261,8 @@ class VisionDataset(ClipDataset):
         seed: int = 0,
         failures: Sequence[Failure] = (),
     ) -> None:
+        if masks < 1:
+            raise ValueError(f"masks: wanted at least 1, got {masks}")
         super().__init__(entries, frames=cache.frames, fps=cache.fps, size=cache.size, seed=seed)
         self.record_failures(failures)
         self.known = tuple(failures)

@@ -241,6 +241,8 @@ def test_broken_files_are_failures_and_replaced(make, clips, caplog):
     assert items[0]["index"] == 0 and items[3]["index"] == 3 and len(data.failures) == 2
     with pytest.raises(ValueError, match="entries: wanted clips that build"):
         VisionDataset(make(seed=9), clips, failures=failures)
+    with pytest.raises(ValueError, match="masks: wanted at least 1, got 0"):
+        VisionDataset(cache, clips, masks=0, failures=failures)
 
 
 def test_epochs_draw_masks_and_batches_are_one_vision(make, clips):
