@@ -26,7 +26,7 @@ class VisionStore:
 
     What is added waits in memory until it fills a shard; a process that is killed loses that much and nothing else.
     Shards are mapped, not read: a clip costs the memory of its own tokens. Several processes may read and write the
-    same folder; a name that two have written is the same clip twice.
+    same folder; of a name that two have written the older copy counts, as on a GPU their bits may differ.
 
     Args:
         folder: made when something is written.
@@ -45,10 +45,7 @@ class VisionStore:
         self._mapped: OrderedDict[Path, Any] = OrderedDict()
         self._process = os.getpid()
         self._shards: dict[str, Path] = {}
-        for shard in sorted(self.folder.glob("vision-*.safetensors")):
-            for name in _open(shard).keys():  # noqa: SIM118 (it is no dict)
-                if name.endswith("/tokens"):
-                    self._shards[name.removesuffix("/tokens")] = shard
+        self.refresh()
 
     def __contains__(self, name: str) -> bool:
         """Whether it is there, on the disk or waiting."""
@@ -65,6 +62,19 @@ class VisionStore:
     def __getstate__(self) -> dict[str, Any]:
         """For a loader's process, which maps shards itself."""
         return self.__dict__ | {"_mapped": OrderedDict()}
+
+    def refresh(self) -> None:
+        """List the folder again, for what other processes have written since.
+
+        Raises:
+            ValueError: a file in the folder that is no shard.
+        """
+        found: dict[str, Path] = {}
+        for shard in sorted(self.folder.glob("vision-*.safetensors")):  # by time
+            for name in _open(shard).keys():  # noqa: SIM118 (it is no dict)
+                if name.endswith("/tokens"):
+                    found.setdefault(name.removesuffix("/tokens"), shard)
+        self._shards = found
 
     def add(self, name: str, vision: Vision) -> None:
         """Keep the ``Vision`` of one clip; nothing where the name is there already.
@@ -99,7 +109,7 @@ class VisionStore:
         tensors = {}
         for name, vision in self._waiting.items():
             tensors[f"{name}/tokens"], tensors[f"{name}/mask"] = vision.tokens[0], vision.mask[0]
-        shard = self.folder / f"vision-{secrets.token_hex(8)}.safetensors"
+        shard = self.folder / f"vision-{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
         with file_written_whole(shard) as scratch:
             try:
                 save_file(tensors, scratch)

@@ -209,6 +209,7 @@ class VisionCache:
         finally:
             self.encoder.train(training)
             self.store.flush()
+        self.store.refresh()  # what a run trains on is what it finds when it is resumed, whoever wrote it first
         return broken
 
     def _encode(self, videos: dict[str, Tensor], mask: int) -> dict[str, Vision]:

@@ -297,6 +297,35 @@ def test_what_is_added_together_reaches_the_disk_together(tmp_path):
     assert "d" not in store
 
 
+def test_of_two_copies_the_older_counts_for_everybody(tmp_path):
+    first, second = VisionStore(tmp_path), VisionStore(tmp_path)  # neither knows of the other
+    for seed, store in ((1, first), (2, second)):
+        store.add("a", vision(3, seed=seed))
+    first.flush()
+    second.flush()
+    second.refresh()
+    for store in (first, second, VisionStore(tmp_path)):
+        assert torch.equal(store.get("a").tokens, vision(3, seed=1).tokens)
+
+
+def test_two_builds_at_once_agree_with_every_later_one(make, clips, monkeypatch):
+    one, real = make(), VisionCache._encode
+
+    def late(self, videos, mask):
+        if self is one and not late.done:
+            late.done = True
+            make().build(clips)  # another process, which is ready first
+        return {
+            name: Vision(found.tokens + (self is one), found.mask) for name, found in real(self, videos, mask).items()
+        }
+
+    late.done = False
+    monkeypatch.setattr(VisionCache, "_encode", late)
+    one.build(clips)
+    later = make()
+    assert all(torch.equal(one.get(entry).tokens, later.get(entry).tokens) for entry in clips)
+
+
 def test_a_loader_pins_vision(monkeypatch):
     from torch.utils.data._utils.pin_memory import pin_memory
 
