@@ -104,11 +104,16 @@ def describe_files(
         seed: of the masks, which depend on nothing else but a window's place in its file.
         batch_size: windows at a time.
         broken: called for each file that can't be read, which is then left out; None raises its error.
-        read: called for each file that has been read.
+        read: called after each file, broken or not.
 
     Raises:
-        ValueError: no file can be read.
+        ValueError: a number out of range; no file can be read.
     """
+    for name, number in (("max_new_tokens", max_new_tokens), ("beams", beams), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name}: wanted at least 1, got {number}")
+    if every is not None and not 0 < every < math.inf:
+        raise ValueError(f"every: wanted seconds above 0, got {every}")
     config, device = model.video.config, next(model.layers.parameters()).device
     mask = MaskConfig(ratio=mask_ratio)
     waiting: list[tuple[Path, float, float, int, Tensor]] = []

@@ -133,8 +133,10 @@ def embed_files(
         broken: called for each file that can't be read, which is then left out; None raises its error.
 
     Raises:
-        ValueError: no file can be read.
+        ValueError: a batch of nothing; no file can be read.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}")
     config, device = model.video.config, model.logit_scale.device
     names: list[str] = []
     starts: list[float] = []

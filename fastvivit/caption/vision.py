@@ -81,6 +81,10 @@ class Vision:
         part = clip if isinstance(clip, slice) else slice(clip, clip + 1 or None)
         return Vision(self.tokens[part], self.mask[part])
 
+    def pin_memory(self) -> Vision:
+        """The same in page-locked memory; loaders with ``pin_memory=True`` call it."""
+        return Vision(self.tokens.pin_memory(), self.mask.pin_memory())
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Vision:
         """The same on a device."""
         return Vision(

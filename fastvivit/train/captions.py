@@ -74,8 +74,10 @@ def evaluate_captions(
         quiet: show no bar.
 
     Raises:
-        ValueError: no clip can be read.
+        ValueError: a number out of range; no clip can be read.
     """
+    if describe < 0:
+        raise ValueError(f"describe: wanted at least 0, got {describe}")
     device, mask = next(model.layers.parameters()).device, MaskConfig(ratio=0.0) if mask is None else mask
     every = -(-len(dataset) // describe) if describe else 0
     training, total, tokens, clips = model.training, 0.0, 0, 0

@@ -47,11 +47,18 @@ def find_model(folder: Path, name: str = "model") -> Found:
         if place is None:
             raise ValueError(f"{name}: wanted a run or a model, {folder} holds neither weights nor checkpoints")
     for run in (place.parent, place.parent.parent):
-        # A model has a config.json, too; a run's says where its data is.
-        settings = json.loads((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
-        if isinstance(settings.get("data"), dict):
+        # Others have a config.json, too; a run's says where its data is.
+        settings = _settings(run)
+        if isinstance(settings, dict) and isinstance(settings.get("data"), dict):
             return Found(place=place, run=run, settings=settings)
     return Found(place=place, run=None, settings={})
+
+
+def _settings(folder: Path) -> Any:
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _has_weights(folder: Path) -> bool:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class FileHashes:
     """Hashes of files, remembered on the disk by path, size and time of the last change.
+
+    Where the memo can't be written (a full disk, a folder that may only be read), they are remembered in memory alone.
 
     Args:
         memo: a JSONL file; made when the first hash is taken.
@@ -16,6 +22,7 @@ class FileHashes:
 
     def __init__(self, memo: Path) -> None:
         self.memo = memo
+        self._writable = True
         self._known: dict[tuple[str, int, int], str] = {}
         for line in memo.read_text(encoding="utf-8").splitlines() if memo.is_file() else ():
             try:
@@ -28,16 +35,24 @@ class FileHashes:
         """The hash of a file's bytes.
 
         Raises:
-            OSError: a file that can't be read.
+            OSError: that file can't be read.
         """
         about = path.stat()
         place = (str(path.absolute()), about.st_size, about.st_mtime_ns)
         if place not in self._known:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            row = dict(zip(("path", "size", "mtime"), place, strict=True)) | {"hash": found}
+            self._known[place] = found
+            self._note(dict(zip(("path", "size", "mtime"), place, strict=True)) | {"hash": found})
+        return self._known[place]
+
+    def _note(self, row: dict[str, Any]) -> None:
+        if not self._writable:
+            return
+        try:
             self.memo.parent.mkdir(parents=True, exist_ok=True)
             with self.memo.open("a", encoding="utf-8") as memo:
                 memo.write("\n" + json.dumps(row))  # in front: a line that was cut off spoils no other
-            self._known[place] = found
-        return self._known[place]
+        except OSError as error:  # the memo's: callers take ours for a file that is broken
+            self._writable = False
+            _log.warning("hashes of files are not kept for the next run: %s", error)

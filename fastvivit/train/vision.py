@@ -27,6 +27,7 @@ from fastvivit.train.progress import progress
 from fastvivit.train.step import autocast, draw_masks, in_bfloat16
 from fastvivit.train.tables import MaskConfig
 
+_FORMAT = 1  # raised when the same settings come to other numbers
 SETTINGS, HASHES = "settings.json", "files.jsonl"
 
 
@@ -87,6 +88,7 @@ class VisionCache:
         self.mask = MaskConfig(ratio=0.3) if mask is None else mask
         self.precision, self.dtype = precision, getattr(torch, dtype)
         self.settings: dict[str, Any] = {
+            "format": _FORMAT,
             "weights": fingerprint(encoder),
             "encoder": config.to_dict(),
             "tuning": encoder.tuning,
@@ -140,8 +142,9 @@ class VisionCache:
         Returns:
             The entries that can't be read.
         """
-        if masks < 1:
-            raise ValueError(f"masks: wanted at least 1, got {masks}")
+        for name, value, least in (("masks", masks, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}: wanted at least {least}, got {value}")
         clips: list[str] = []
         unread: dict[int, str] = {}
         missing: dict[str, Entry] = {}
@@ -159,6 +162,7 @@ class VisionCache:
         if missing:
             with file_written_whole(self.store.folder / SETTINGS) as scratch:
                 scratch.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            self.store.remove_scratch()
             broken = self._encode_all(missing, masks, batch_size, workers, quiet)
         reasons = [unread.get(index) or broken.get(clip) for index, clip in enumerate(clips)]
         return [
@@ -178,39 +182,48 @@ class VisionCache:
         loader = DataLoader(
             _Decoded(ClipDataset(list(missing.values()), frames=self.frames, fps=self.fps, size=self.size,
                                  on_error="raise")),
-            batch_size=batch_size, collate_fn=list, num_workers=workers, generator=torch.Generator(),
+            batch_size=None, num_workers=workers, generator=torch.Generator(),
         )  # fmt: skip
-        names = iter(missing)
+        videos: dict[str, Tensor] = {}
+
+        def encode() -> None:
+            made: dict[str, Vision] = {}
+            for mask in range(masks):
+                made |= self._encode(videos, mask)
+            self.store.update(made)
+            videos.clear()
+
         try:
             with progress(len(missing), "encoding clips", "clip", quiet=quiet) as advance:
-                for batch in loader:
-                    videos: dict[str, Tensor] = {}
-                    for found, clip in zip(batch, names):  # noqa: B905 (batches are shorter than what is left)
-                        if isinstance(found, str):
-                            broken[clip] = found
-                        else:
-                            videos[clip] = found
-                    for mask in range(masks):
-                        self._encode(videos, mask)
-                    advance(len(batch))
+                for clip, found in zip(missing, loader, strict=True):
+                    if isinstance(found, str):
+                        broken[clip] = found
+                    else:
+                        videos[clip] = found
+                    # Batches of clips that can be read, each kept whole: a build that goes on after a kill makes
+                    # the batches that it would have made, and on a GPU the bits of a clip depend on its batch.
+                    if len(videos) == batch_size:
+                        encode()
+                    advance(1)
+                encode()
         finally:
-            self.store.flush()
             self.encoder.train(training)
+            self.store.flush()
+        self.store.refresh()  # what a run trains on is what it finds when it is resumed, whoever wrote it first
         return broken
 
-    def _encode(self, videos: dict[str, Tensor], mask: int) -> None:
-        """Add those of some clips under one mask that are not there."""
+    def _encode(self, videos: dict[str, Tensor], mask: int) -> dict[str, Vision]:
+        """Those of some clips under one mask that are not there, by name."""
         clips = [clip for clip in videos if f"{clip}-{mask}" not in self.store]
         if not clips:
-            return
+            return {}
         keep = draw_masks(torch.tensor([self.mask_seed(clip, mask) for clip in clips]), self.views, self.mask)
         video = stack_clips([videos[clip] for clip in clips])
         with autocast(self.precision, self._device):
             out = self.encoder(video.to(self._device), keep=None if keep is None else keep.to(self._device))
         vision = Vision.of(out, over_time=self.over_time)
         vision = Vision(vision.tokens.to(self.dtype), vision.mask).to("cpu")
-        for place, clip in enumerate(clips):
-            self.store.add(f"{clip}-{mask}", vision[place])
+        return {f"{clip}-{mask}": vision[place] for place, clip in enumerate(clips)}
 
     def mask_seed(self, clip: str, mask: int) -> int:
         """The seed of a clip's mask of this number; ``clip`` is what it is known by."""
@@ -237,7 +250,7 @@ class VisionDataset(ClipDataset):
         known: the same; no item finds any more.
 
     Raises:
-        ValueError: an entry that is neither in the cache nor among the failures.
+        ValueError: no masks; an entry that is neither in the cache nor among the failures.
     """
 
     def __init__(
@@ -249,6 +262,8 @@ class VisionDataset(ClipDataset):
         seed: int = 0,
         failures: Sequence[Failure] = (),
     ) -> None:
+        if masks < 1:
+            raise ValueError(f"masks: wanted at least 1, got {masks}")
         super().__init__(entries, frames=cache.frames, fps=cache.fps, size=cache.size, seed=seed)
         self.record_failures(failures)
         self.known = tuple(failures)

@@ -158,3 +158,18 @@ def test_windows_of_a_file(files):
     for start, clip in spaced_windows(file, 8, 8.0, 32, 0.25):
         place = round(start * 8)
         assert torch.equal(clip, whole[:, place : place + 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0.0}, "every: wanted seconds above 0, got 0.0"),
+        ({"every": float("nan")}, "every: wanted seconds above 0, got nan"),
+        ({"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
+        ({"beams": 0}, "beams: wanted at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: wanted at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range(captioner, files, options, words):
+    with pytest.raises(ValueError, match=words):
+        next(describe_files(fv.load_pretrained(captioner / "model"), files, fps=8.0, **options))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fastvivit as fv
 from fastvivit.cli import selftest
 from fastvivit.cli.ops import CASES
 from fastvivit.data import read_manifest
@@ -181,3 +182,10 @@ def test_videos_are_found_by_suffix(folder):
     names = [path.name for path in find_videos([folder])]
     assert len(names) == 9 and names == sorted(names) and "manifest.jsonl" not in names
     assert find_videos([folder / "manifest.jsonl", folder / "manifest.jsonl"]) == [folder / "manifest.jsonl"]
+
+
+def test_a_batch_of_nothing_is_refused(run, folder):
+    from fastvivit.search import embed_files
+
+    with pytest.raises(ValueError, match="batch_size: wanted at least 1, got 0"):
+        embed_files(fv.load_pretrained(run / "model"), [folder / "broken.mp4"], fps=8.0, batch_size=0)

@@ -340,3 +340,17 @@ def test_masks_are_fixed_on_heldout_clips(run, captioning, tmp_path):
     assert first == second
     other = evaluate_captions(model, stage.heldout, batch_size=8, mask=MaskConfig(ratio=0.75)).scores["loss"]
     assert other != pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{oops", '{"data": 1}'])
+def test_a_strange_config_beside_a_model_is_not_its_run(encoder, tmp_path, text):
+    shutil.copytree(encoder, tmp_path / "model")
+    (tmp_path / "config.json").write_text(text)
+    found = find_model(tmp_path / "model")
+    assert found.place == tmp_path / "model" and found.run is None and found.settings == {}
+
+
+def test_fewer_texts_than_none_are_refused(run, captioning):
+    model, stage = fv.load_pretrained(run / "model"), make_stage(captioning)
+    with pytest.raises(ValueError, match="describe: wanted at least 0, got -1"):
+        evaluate_captions(model, stage.heldout, batch_size=8, describe=-1)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_a_killed_build_goes_on(make, clips, decoded, monkeypatch):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("the power went out")
-        real(self, *arguments)
+        return real(self, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(VisionCache, "_encode", dying)
@@ -166,6 +167,65 @@ def test_a_killed_build_goes_on(make, clips, decoded, monkeypatch):
     (cache.store.folder / ".vision-0-1.safetensors-half").write_bytes(b"half a shard")
     del decoded[:]
     assert make().build(clips) == [] and len(decoded) == 2 and len(make().store) == 4
+
+
+def test_a_killed_build_goes_on_with_the_same_batches(make, clips, monkeypatch, tmp_path):
+    clips[0].video.write_bytes(b"no video")
+    real, batches = VisionCache._encode, []
+
+    def noted(self, videos, mask):
+        made = real(self, videos, mask)
+        if made:
+            batches.append(tuple(made))
+        return made
+
+    monkeypatch.setattr(VisionCache, "_encode", noted)
+    make().build(clips, masks=2, batch_size=2)
+    whole = batches.copy()
+    assert [len(batch) for batch in whole] == [2, 2, 1, 1]  # of three that can be read, two masks
+    shutil.rmtree(tmp_path / "vision")
+    del batches[:]
+
+    flush = VisionStore.flush
+
+    def killed(self):
+        if list(self.folder.glob("*.safetensors")):
+            raise KeyboardInterrupt
+        flush(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionStore, "flush", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(shard_bytes=1).build(clips, masks=2, batch_size=2)
+    del batches[:]
+    failures = make().build(clips, masks=2, batch_size=2)
+    assert len(failures) == 1 and len(make().store) == 6
+    assert batches == whole[2:]
+
+
+def test_a_memo_that_can_not_be_written_breaks_no_clip(make, clips, tmp_path, caplog):
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "files.jsonl").mkdir()  # opening it is an OSError, for root too
+    assert make().build(clips) == [] and len(make().store) == 4
+    assert caplog.text.count("hashes of files are not kept") == 1
+
+
+def test_shards_that_can_not_be_written_are_an_error(make, clips, tmp_path):
+    cache = make()
+    (tmp_path / "vision").write_text("in the way")
+    with pytest.raises(OSError, match="vision"):
+        cache.build(clips)
+
+
+def test_what_killed_writers_left_goes_when_it_is_old(make, clips):
+    cache = make()
+    cache.store.folder.mkdir(parents=True)
+    old, new = (cache.store.folder / f".vision-{name}.safetensors-0" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    cache.build(clips[:1])
+    assert new.exists() and not old.exists()
 
 
 def test_broken_files_are_failures_and_replaced(make, clips, caplog):
@@ -181,6 +241,8 @@ def test_broken_files_are_failures_and_replaced(make, clips, caplog):
     assert items[0]["index"] == 0 and items[3]["index"] == 3 and len(data.failures) == 2
     with pytest.raises(ValueError, match="entries: wanted clips that build"):
         VisionDataset(make(seed=9), clips, failures=failures)
+    with pytest.raises(ValueError, match="masks: wanted at least 1, got 0"):
+        VisionDataset(cache, clips, masks=0, failures=failures)
 
 
 def test_epochs_draw_masks_and_batches_are_one_vision(make, clips):
@@ -225,6 +287,55 @@ def test_a_store_gives_back_the_bits(tmp_path, dtype):
             assert torch.equal(source.get(name).mask, one.mask)
 
 
+def test_what_is_added_together_reaches_the_disk_together(tmp_path):
+    store = VisionStore(tmp_path, shard_bytes=1)
+    store.add("a", vision(3))
+    store.update({name: vision(3) for name in "abc"})
+    assert [set(VisionStore(tmp_path)), len(list(tmp_path.iterdir()))] == [set("abc"), 2]
+    with pytest.raises(ValueError, match="got 2 clips for 'e'"):
+        store.update({"d": vision(3), "e": Vision.stack([vision(3), vision(3)])})
+    assert "d" not in store
+
+
+def test_of_two_copies_the_older_counts_for_everybody(tmp_path):
+    first, second = VisionStore(tmp_path), VisionStore(tmp_path)  # neither knows of the other
+    for seed, store in ((1, first), (2, second)):
+        store.add("a", vision(3, seed=seed))
+    first.flush()
+    second.flush()
+    second.refresh()
+    for store in (first, second, VisionStore(tmp_path)):
+        assert torch.equal(store.get("a").tokens, vision(3, seed=1).tokens)
+
+
+def test_two_builds_at_once_agree_with_every_later_one(make, clips, monkeypatch):
+    one, real = make(), VisionCache._encode
+
+    def late(self, videos, mask):
+        if self is one and not late.done:
+            late.done = True
+            make().build(clips)  # another process, which is ready first
+        return {
+            name: Vision(found.tokens + (self is one), found.mask) for name, found in real(self, videos, mask).items()
+        }
+
+    late.done = False
+    monkeypatch.setattr(VisionCache, "_encode", late)
+    one.build(clips)
+    later = make()
+    assert all(torch.equal(one.get(entry).tokens, later.get(entry).tokens) for entry in clips)
+
+
+def test_a_loader_pins_vision(monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *a: pinned.append(self) or self.clone())
+    batch = {"video": vision(3)}
+    found = pin_memory(batch)["video"]
+    assert len(pinned) == 2 and found is not batch["video"] and torch.equal(found.tokens, batch["video"].tokens)
+
+
 def test_a_store_waits_in_memory_until_a_shard_is_full(tmp_path):
     store = VisionStore(tmp_path, shard_bytes=1000)
     batch = Vision.stack([vision(10), vision(10, seed=1)])
@@ -252,6 +363,23 @@ def test_a_damaged_shard_is_named(tmp_path):
         VisionStore(tmp_path)
 
 
+def test_a_full_disk_leaves_no_half_shard(tmp_path):
+    resource = pytest.importorskip("resource")
+    store = VisionStore(tmp_path)
+    store.add("a", vision(1000))
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(OSError, match="vision: .*safetensors can't be written: .*File too large"):
+            store.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == [] and "a" in store
+    store.flush()
+    assert torch.equal(VisionStore(tmp_path).get("a").tokens, vision(1000).tokens)
+
+
 def test_few_shards_are_mapped(tmp_path, monkeypatch):
     from fastvivit.caption import store as file
 
@@ -277,9 +405,10 @@ def test_refusals(make, options, words):
         make(**options)
 
 
-def test_no_masks_are_refused(make, clips):
-    with pytest.raises(ValueError, match="masks: wanted at least 1, got 0"):
-        make().build(clips, masks=0)
+@pytest.mark.parametrize(("name", "value", "least"), [("masks", 0, 1), ("batch_size", 0, 1), ("workers", -1, 0)])
+def test_numbers_out_of_range_are_refused(make, clips, name, value, least):
+    with pytest.raises(ValueError, match=f"{name}: wanted at least {least}, got {value}"):
+        make().build(clips, **{name: value})
 
 
 def test_the_encoder_is_left_in_its_mode(make, model, clips, monkeypatch):
