@@ -112,7 +112,7 @@ def caption_config(encoder: TrainConfig, start: Path, *, steps: int) -> TrainCon
             cross=CrossConfig(over_time=False),
         ),
         vision=VisionConfig(cache=True, masks=2, dtype="float16"),
-        captions=CaptionConfig(describe=0),
+        captions=CaptionConfig(prompt="", describe=0),
         optimiser=OptimiserConfig(lr=2e-3, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),
         # Whole frames where frames are encoded on their own, as in the run before.

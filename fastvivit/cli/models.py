@@ -76,7 +76,7 @@ def clip_fps(given: float | None, known: float | None) -> float:
 
 def _known(found: Found) -> Known:
     settings = found.settings
-    return Known(fps=settings.get("data", {}).get("fps"), prompt=settings.get("captions", {}).get("prompt", ""))
+    return Known(fps=settings.get("data", {}).get("fps"), prompt=settings.get("captions", {}).get("prompt") or "")
 
 
 def _placed(model: torch.nn.Module) -> torch.nn.Module:

@@ -132,12 +132,13 @@ class CaptionConfig:
     """Prompts, and the texts that are written for held-out clips at the end of a run.
 
     Attributes:
-        prompt: what stands before every caption, and is not learned.
+        prompt: what stands before every caption, and is not learned. None is that of the run which "finetune" starts
+            from, and nothing for "video_to_text"; what it comes to stands in the run's ``config.json``.
         describe: most held-out clips to write a text for; 0 takes the loss alone.
         max_new_tokens: most tokens of such a text.
     """
 
-    prompt: str = ""
+    prompt: str | None = None
     describe: int = 200
     max_new_tokens: int = 32
 

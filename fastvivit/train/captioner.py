@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,15 @@ def load_start(config: TrainConfig) -> ViViT | VideoCaptioner:
             f"{found.place}; stage 'finetune' trains it on"
         )
     return model.video if isinstance(model, VideoTextModel) else model
+
+
+def with_prompt(config: TrainConfig) -> TrainConfig:
+    """A run whose prompt is said: one that is left out is that of the captioner which "finetune" starts from."""
+    prompt = config.captions.prompt
+    if prompt is None and config.stage == "finetune":
+        # Another prompt than the captioner knows would have to be unlearned first, and nobody would see why.
+        prompt = find_model(Path(config.start), "start").settings.get("captions", {}).get("prompt")
+    return replace(config, captions=replace(config.captions, prompt=prompt or ""))
 
 
 def load_found(found: Found) -> Model:

@@ -71,6 +71,7 @@ def fit(
     out = Path(out)
     device = choose_device(config)
     stage = make_stage(config)
+    config = stage.config  # what was left out is said
     sampler = _sampler(stage)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.

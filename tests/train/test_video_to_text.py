@@ -23,7 +23,7 @@ from fastvivit.train import (
     loop,
     read_metrics,
 )
-from fastvivit.train.captioner import load_found
+from fastvivit.train.captioner import load_found, with_prompt
 from fastvivit.train.folders import find_model
 from fastvivit.train.language import learn_captions, local_language, scratch_language
 from fastvivit.train.stages import make_stage, video_to_text
@@ -224,6 +224,18 @@ def test_finetune_goes_on_with_a_captioner(run, captioning, tmp_path, cache):
     # It begins where the other run ended, not where that one began.
     assert rows[0]["loss"] < read_metrics(run)[0]["loss"] and "eval_described" not in rows[-1]
     assert isinstance(load_found(find_model(latest_checkpoint(out))), VideoCaptioner)
+
+
+def test_finetune_keeps_the_prompt_that_it_is_not_told(run, captioning, tmp_path):
+    before = tmp_path / "before"
+    shutil.copytree(run, before)
+    settings = json.loads((before / "config.json").read_text())
+    settings["captions"]["prompt"] = "it shows:"
+    (before / "config.json").write_text(json.dumps(settings))
+    for said, wanted in (({}, "it shows:"), ({"prompt": ""}, ""), ({"prompt": "there:"}, "there:")):
+        config = TrainConfig.for_stage("finetune", start=str(before), data=captioning.data, captions=said)
+        assert with_prompt(config).captions.prompt == wanted
+    assert json.loads((run / "config.json").read_text())["captions"]["prompt"] == ""
 
 
 def test_a_local_language_model_and_the_encoder_of_a_dual_model(captioning, config, tmp_path, change):

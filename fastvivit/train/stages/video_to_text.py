@@ -11,7 +11,7 @@ from torch import Tensor
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.vision import Vision
 from fastvivit.data import ClipDataset, read_clip
-from fastvivit.train.captioner import LANGUAGE, build_captioner, load_start
+from fastvivit.train.captioner import LANGUAGE, build_captioner, load_start, with_prompt
 from fastvivit.train.captions import CaptionEvaluation, evaluate_captions, see
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.language import learn_captions, save_language
@@ -38,6 +38,7 @@ class VideoToText(Stage):
     collate = staticmethod(collate_either)
 
     def __init__(self, config: TrainConfig) -> None:
+        config = with_prompt(config)
         self._start = load_start(config)
         video = self._start.video if isinstance(self._start, VideoCaptioner) else self._start
         if video.config.attention == "tubes" and config.mask.strategy != "random":
