@@ -52,6 +52,9 @@ class VideoCaptioner(nn.Module):
     structure). It keeps its class, weights, state dict and ``generate``; called by itself it is what it was, and
     ``remove`` takes the new layers away for good. Encoder and language model are always in eval mode.
 
+    Under FSDP2 shard the language model's blocks, the new layers and the captioner, but not the language model as a
+    whole, whose forward is not called; ``generate`` and ``score`` need torch's ``register_fsdp_forward_method``.
+
     Args:
         video: the encoder; frozen here.
         lm: the language model; frozen here.
@@ -229,7 +232,7 @@ class VideoCaptioner(nn.Module):
             generator: as in ``encode_video``.
 
         Raises:
-            ValueError: as ``ViViT``; a ``Vision`` of another width, or with ``keep``.
+            ValueError: as ``ViViT``; a ``Vision`` of another width, on another device, or with ``keep``.
         """
         if not isinstance(video, Vision):
             video = self.encode_video(video, mask_ratio, keep=keep, generator=generator)
@@ -241,7 +244,10 @@ class VideoCaptioner(nn.Module):
                 f"video: wanted tokens of width {self.video.num_features}, got shape {tuple(tokens.shape)}"
             )
         bridge = self.proj if self.resampler is None else self.resampler
-        tokens = tokens.to(next(bridge.parameters()).dtype)
+        weight = next(bridge.parameters())
+        if tokens.device != weight.device:
+            raise ValueError(f"video: wanted a Vision on {weight.device}, as the captioner, got {tokens.device}")
+        tokens = tokens.to(weight.dtype)
         clips, places = mask.shape
         ends = torch.arange(clips + 1, dtype=torch.int32, device=mask.device)
         if self.resampler is not None:
@@ -333,7 +339,7 @@ class VideoCaptioner(nn.Module):
         Args:
             video: B clips, or their ``Vision``.
             prompt: what each text goes on from; one for all, or B.
-            max_new_tokens: at most so many.
+            max_new_tokens: at most so many, fewer than the language model and its tokenizer take in all.
             mask_ratio: share of the clips' tokens to drop. Nothing by default, so that the same clip gives the same
                 text; the paper drops 0.3 here, too.
             keep: the tokens to keep instead.
@@ -346,10 +352,15 @@ class VideoCaptioner(nn.Module):
             text ends at the tokenizer's end token, which captions are learned with, or at one of the model's own.
 
         Raises:
-            ValueError: another number of prompts than clips, no whole ``max_new_tokens``, an option that is set here,
+            ValueError: another number of prompts than clips, ``max_new_tokens`` out of range, an option that is set here,
                 a captioner after ``remove``, and what ``look`` raises.
         """
         require_counts(max_new_tokens=max_new_tokens)
+        if max_new_tokens >= self.texts.max_length:
+            raise ValueError(
+                f"max_new_tokens: wanted fewer than the {self.texts.max_length} tokens that the language model and its "
+                f"tokenizer take, got {max_new_tokens}"
+            )
         if taken := sorted(_OURS & options.keys()):
             raise ValueError(f"options: wanted those of the language model's generate but {sorted(_OURS)}, got {taken}")
         prompts = _prompts("prompt", prompt, _count(video))
@@ -365,6 +376,7 @@ class VideoCaptioner(nn.Module):
                 input_ids=start.input_ids,
                 attention_mask=start.attention_mask,
                 max_new_tokens=max_new_tokens,
+                max_length=None,  # a model's own would be warned of at every call
                 **options,
             )
         ids = getattr(ids, "sequences", ids)[:, start.input_ids.shape[1] :]
@@ -421,8 +433,9 @@ class VideoCaptioner(nn.Module):
         losses = self._losses(media, batch)
         counts = torch.tensor(batch.counts, device=losses.device)
         owner = torch.repeat_interleave(counts, output_size=len(losses))
-        sums = torch.zeros(len(counts), device=losses.device).index_add_(0, owner, -losses.float())
-        scores = (sums / counts if normalise == "tokens" else sums).view(media.clips, most)
+        # The same to the bit every time: index_add_ is not, on a GPU.
+        means = -F.segment_mean(losses.float().unsqueeze(1), owner, len(counts))[0].squeeze(1)
+        scores = (means if normalise == "tokens" else means * counts).view(media.clips, most)
         absent = torch.tensor([[place >= len(row) for place in range(most)] for row in lists], device=scores.device)
         return scores.masked_fill(absent, float("-inf"))
 
