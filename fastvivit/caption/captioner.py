@@ -352,7 +352,7 @@ class VideoCaptioner(nn.Module):
             text ends at the tokenizer's end token, which captions are learned with, or at one of the model's own.
 
         Raises:
-            ValueError: another number of prompts than clips, ``max_new_tokens`` out of range, an option that is set here,
+            ValueError: another number of prompts than clips, ``max_new_tokens`` out of range, options set here,
                 a captioner after ``remove``, and what ``look`` raises.
         """
         require_counts(max_new_tokens=max_new_tokens)
