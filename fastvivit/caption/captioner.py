@@ -17,14 +17,7 @@ from fastvivit.caption.bridge import cross, make_bridge
 from fastvivit.caption.files import load_layers, save_layers
 from fastvivit.caption.gated import GatedCrossAttention
 from fastvivit.caption.insertion import Insertion, insert, remove, seeing
-from fastvivit.caption.language import (
-    Head,
-    find_blocks,
-    find_head,
-    longest_text,
-    queries_per_key,
-    width_of,
-)
+from fastvivit.caption.language import Head, find_blocks, find_head, longest_text, queries_per_key, width_of
 from fastvivit.caption.likelihood import log_likelihoods, token_losses
 from fastvivit.caption.media import Media
 from fastvivit.caption.texts import Targets, Texts
