@@ -11,34 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
-import fastvivit.functional as F
+from fastvivit.caption.arguments import count_clips, one_a_clip, require_tokens, strings
+from fastvivit.caption.bridge import cross, make_bridge
 from fastvivit.caption.files import load_layers, save_layers
 from fastvivit.caption.gated import GatedCrossAttention
 from fastvivit.caption.insertion import Insertion, insert, remove, seeing
-from fastvivit.caption.language import (
-    Head,
-    find_blocks,
-    find_head,
-    last_states,
-    longest_text,
-    queries_per_key,
-    width_of,
-)
+from fastvivit.caption.language import Head, find_blocks, find_head, longest_text, queries_per_key, width_of
+from fastvivit.caption.likelihood import log_likelihoods, token_losses
 from fastvivit.caption.media import Media
-from fastvivit.caption.texts import Ids, Targets, Texts
+from fastvivit.caption.texts import Targets, Texts
 from fastvivit.caption.vision import Vision
+from fastvivit.caption.writing import require_options, require_room, write
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
-from fastvivit.modules.linear import Linear
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.vivit import ViViT
 
 Video = Tensor | Sequence[Tensor] | Vision
-_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
-# What ``generate`` gives the language model itself.
-_OURS = {"input_ids", "inputs", "inputs_embeds", "attention_mask", "generation_config", "max_length"}
 
 
 class VideoCaptioner(nn.Module):
@@ -51,6 +41,9 @@ class VideoCaptioner(nn.Module):
     The language model is any of transformers that is a stack of blocks (Llama, Qwen, GPT-2, OPT and the like, found by
     structure). It keeps its class, weights, state dict and ``generate``; called by itself it is what it was, and
     ``remove`` takes the new layers away for good. Encoder and language model are always in eval mode.
+
+    Under FSDP2 shard the language model's blocks, the new layers and the captioner, but not the language model as a
+    whole, whose forward is not called; ``generate`` and ``score`` need torch's ``register_fsdp_forward_method``.
 
     Args:
         video: the encoder; frozen here.
@@ -120,7 +113,7 @@ class VideoCaptioner(nn.Module):
         rows = lm.get_input_embeddings().weight.shape[0]
         if max(self.texts.start, self.texts.pad, self.texts.end or 0) >= rows:
             raise ValueError(f"tokenizer: wanted start, end and pad tokens below the {rows} of lm, got one past them")
-        self.resampler, self.proj = self._bridge(video, width, resampler)
+        self.resampler, self.proj = make_bridge(video, width, resampler)
         media_width = self.resampler.num_features if self.resampler is not None else width
         self.layers = nn.ModuleList(
             GatedCrossAttention(width, media_width, heads, head_dim=head_dim, kv_heads=kv_heads, ff=ff)
@@ -130,25 +123,6 @@ class VideoCaptioner(nn.Module):
         insert(lm, every, self.insertion)
         self.video, self.lm = video.requires_grad_(False), lm.requires_grad_(False)
         self.train(self.training)
-
-    @staticmethod
-    def _bridge(
-        video: ViViT, width: int, resampler: bool | PerceiverResampler
-    ) -> tuple[PerceiverResampler | None, Linear | None]:
-        """What leads from the encoder to the new layers: a resampler or a linear layer."""
-        if isinstance(resampler, PerceiverResampler):
-            if resampler.in_dim != video.num_features:
-                raise ValueError(
-                    f"resampler: wanted in_dim = {video.num_features}, the encoder's width, got {resampler.in_dim}"
-                )
-            return resampler, None
-        if not isinstance(resampler, bool):
-            raise ValueError(f"resampler: wanted True, False or a PerceiverResampler, got {type(resampler).__name__}")
-        if not resampler:
-            return None, Linear(video.num_features, width)
-        # As many latents as places, the paper's choice; tubes share no places.
-        places = 256 if video.config.attention == "tubes" else video.config.grid[1] * video.config.grid[2]
-        return PerceiverResampler(in_dim=video.num_features, latents=places, out_dim=width), None
 
     def train(self, mode: bool = True) -> VideoCaptioner:
         """Set the mode of the trained part; the frozen models stay in eval mode, without dropout."""
@@ -229,30 +203,17 @@ class VideoCaptioner(nn.Module):
             generator: as in ``encode_video``.
 
         Raises:
-            ValueError: as ``ViViT``; a ``Vision`` of another width, or with ``keep``.
+            ValueError: as ``ViViT``; a ``Vision`` of another width, on another device, or with ``keep``.
         """
         if not isinstance(video, Vision):
             video = self.encode_video(video, mask_ratio, keep=keep, generator=generator)
         elif keep is not None:
             raise ValueError("keep: wanted None beside a Vision, which has its tokens already, got ids")
-        tokens, mask = video.tokens, video.mask
-        if tokens.shape[2] != self.video.num_features:
+        if video.tokens.shape[2] != self.video.num_features:
             raise ValueError(
-                f"video: wanted tokens of width {self.video.num_features}, got shape {tuple(tokens.shape)}"
+                f"video: wanted tokens of width {self.video.num_features}, got shape {tuple(video.tokens.shape)}"
             )
-        bridge = self.proj if self.resampler is None else self.resampler
-        tokens = tokens.to(next(bridge.parameters()).dtype)
-        clips, places = mask.shape
-        ends = torch.arange(clips + 1, dtype=torch.int32, device=mask.device)
-        if self.resampler is not None:
-            latents = self.resampler(tokens, mask)
-            return Media(tokens=latents.flatten(0, 1), cu_seqlens=ends * latents.shape[1], max_seqlen=latents.shape[1])
-        # Real tokens first, clip by clip; masked ones behind all of them, where no clip ends. Attention ignores those,
-        # but the gradient of a weight would not ignore their NaN.
-        tokens = tokens.masked_fill(~mask.unsqueeze(2), 0)
-        clip = torch.where(mask, ends[:-1].unsqueeze(1), clips).flatten()
-        rows = F.gather_tokens(tokens.flatten(0, 1), clip.argsort(stable=True), distinct=True)
-        return Media(tokens=self.proj(rows), cu_seqlens=nnf.pad(mask.sum(1).cumsum(0), (1, 0)).int(), max_seqlen=places)
+        return cross(self.proj if self.resampler is None else self.resampler, video)
 
     def forward(
         self,
@@ -282,39 +243,24 @@ class VideoCaptioner(nn.Module):
             ValueError: another number of texts or prompts than clips, a text of no token, a captioner after
                 ``remove``, and what ``look`` raises.
         """
-        texts, clips = _strings("texts", texts), _count(video)
-        prompts = _prompts("prompts", prompts, clips)
+        texts, clips = strings("texts", texts), count_clips(video)
+        prompts = one_a_clip("prompts", prompts, clips)
         if len(texts) != clips:
             raise ValueError(f"texts: wanted {clips} strings, one a clip, got {len(texts)}")
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
         batch = self.texts.targets(prompts, texts, media.tokens.device, ended=True)
-        _require_tokens("texts", texts, batch.counts)
+        require_tokens("texts", texts, batch.counts)
         return self._losses(media, batch).mean()
 
     def _losses(self, media: Media, batch: Targets) -> Tensor:
         """(M,) float32 loss of each target."""
         head = self._head
         with seeing(self.insertion, media):
-            if head is None:
-                logits = self.lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-                return nnf.cross_entropy(logits.flatten(0, 1)[batch.index].float(), batch.target, reduction="none")
-            states = last_states(self.lm, batch.input_ids, batch.attention_mask)
-        linear = self.lm.get_output_embeddings()
-        return F.linear_cross_entropy(
-            states.flatten(0, 1)[batch.index], linear.weight, batch.target, linear.bias,
-            scale=head.scale, softcap=head.softcap, reduction="none",
-        )  # fmt: skip
+            return token_losses(self.lm, head, batch)
 
     @cached_property
     def _head(self) -> Head | None:
         return find_head(self.lm)
-
-    @property
-    def _ends(self) -> list[int] | None:
-        """Tokens that end a text: the language model's own, and the one that captions are learned with."""
-        own = getattr(self.lm.generation_config, "eos_token_id", None)
-        own = own if isinstance(own, list) else [own]
-        return sorted({token for token in (*own, self.texts.end) if token is not None}) or None
 
     @torch.no_grad()
     def generate(
@@ -333,7 +279,7 @@ class VideoCaptioner(nn.Module):
         Args:
             video: B clips, or their ``Vision``.
             prompt: what each text goes on from; one for all, or B.
-            max_new_tokens: at most so many.
+            max_new_tokens: at most so many, fewer than the language model and its tokenizer take in all.
             mask_ratio: share of the clips' tokens to drop. Nothing by default, so that the same clip gives the same
                 text; the paper drops 0.3 here, too.
             keep: the tokens to keep instead.
@@ -346,28 +292,17 @@ class VideoCaptioner(nn.Module):
             text ends at the tokenizer's end token, which captions are learned with, or at one of the model's own.
 
         Raises:
-            ValueError: another number of prompts than clips, no whole ``max_new_tokens``, an option that is set here,
+            ValueError: another number of prompts than clips, ``max_new_tokens`` out of range, options set here,
                 a captioner after ``remove``, and what ``look`` raises.
         """
         require_counts(max_new_tokens=max_new_tokens)
-        if taken := sorted(_OURS & options.keys()):
-            raise ValueError(f"options: wanted those of the language model's generate but {sorted(_OURS)}, got {taken}")
-        prompts = _prompts("prompt", prompt, _count(video))
+        require_room(max_new_tokens, self.texts)
+        require_options(options)
+        prompts = one_a_clip("prompt", prompt, count_clips(video))
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
         media.kept = True
-        start: Ids = self.texts.prompts(prompts, max_new_tokens, media.tokens.device)
-        if not options.get("do_sample"):
-            options = _GREEDY | options
-        # Compiled for a static cache, every clip's keys would be new constants.
-        options = {"pad_token_id": self.texts.pad, "eos_token_id": self._ends, "disable_compile": True} | options
         with seeing(self.insertion, media):
-            ids = self.lm.generate(
-                input_ids=start.input_ids,
-                attention_mask=start.attention_mask,
-                max_new_tokens=max_new_tokens,
-                **options,
-            )
-        ids = getattr(ids, "sequences", ids)[:, start.input_ids.shape[1] :]
+            ids = write(self.lm, self.texts, prompts, max_new_tokens, options, media.tokens.device)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.no_grad()
@@ -402,9 +337,9 @@ class VideoCaptioner(nn.Module):
         """
         if normalise not in ("sum", "tokens"):
             raise ValueError(f"normalise: wanted 'sum' or 'tokens', got {normalise!r}")
-        lists = [_strings(f"options[{i}]", row) for i, row in enumerate(options)]
-        clips = _count(video)
-        prompts = _prompts("prompts", prompts, clips)
+        lists = [strings(f"options[{i}]", row) for i, row in enumerate(options)]
+        clips = count_clips(video)
+        prompts = one_a_clip("prompts", prompts, clips)
         if len(lists) != clips:
             raise ValueError(f"options: wanted {clips} lists of strings, one a clip, got {len(lists)}")
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
@@ -417,40 +352,8 @@ class VideoCaptioner(nn.Module):
             media.tokens.device,
             ended=False,
         )
-        _require_tokens("options", [option for row in filled for option in row], batch.counts)
+        require_tokens("options", [option for row in filled for option in row], batch.counts)
         losses = self._losses(media, batch)
-        counts = torch.tensor(batch.counts, device=losses.device)
-        owner = torch.repeat_interleave(counts, output_size=len(losses))
-        sums = torch.zeros(len(counts), device=losses.device).index_add_(0, owner, -losses.float())
-        scores = (sums / counts if normalise == "tokens" else sums).view(media.clips, most)
+        scores = log_likelihoods(losses, batch.counts, mean=normalise == "tokens").view(media.clips, most)
         absent = torch.tensor([[place >= len(row) for place in range(most)] for row in lists], device=scores.device)
         return scores.masked_fill(absent, float("-inf"))
-
-
-def _strings(name: str, value: Sequence[str]) -> list[str]:
-    if isinstance(value, str) or not value or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{name}: wanted a list of strings, at least one, got {value!r}")
-    return list(value)
-
-
-def _count(video: Video) -> int:
-    """Clips of a batch, before anything is computed of them."""
-    if not isinstance(video, Tensor | Vision | list | tuple) or (isinstance(video, Tensor) and video.dim() == 0):
-        raise ValueError(f"video: wanted clips as ViViT takes them, or a Vision, got {type(video).__name__}")
-    return len(video)
-
-
-def _require_tokens(name: str, texts: Sequence[str], counts: Sequence[int]) -> None:
-    for text, count in zip(texts, counts, strict=True):
-        if not count:
-            raise ValueError(f"{name}: wanted strings of at least one token, got {text!r}")
-
-
-def _prompts(name: str, value: str | Sequence[str], clips: int) -> list[str]:
-    """One prompt a clip."""
-    if isinstance(value, str):
-        return [value] * clips
-    found = _strings(name, value)
-    if len(found) != clips:
-        raise ValueError(f"{name}: wanted a string, or {clips} of them, one a clip, got {len(found)}")
-    return found

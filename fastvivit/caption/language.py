@@ -90,11 +90,14 @@ def find_head(lm: nn.Module) -> Head | None:
     if not isinstance(linear, nn.Linear):
         return None
     ids = torch.arange(3, device=linear.weight.device).unsqueeze(0)
-    wanted = lm(input_ids=ids, use_cache=False).logits.float()
-    states = last_states(lm, ids, torch.ones_like(ids))
-    if not isinstance(states, Tensor) or states.shape[-1] != linear.in_features:
-        return None
-    products = linear(states).float()
+    # Some models attend otherwise without a mask; under autocast a factor or a cap would be lost in rounding.
+    mask = torch.ones_like(ids)
+    with torch.autocast(ids.device.type, enabled=False):
+        wanted = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        states = last_states(lm, ids, mask)
+        if not isinstance(states, Tensor) or states.shape[-1] != linear.in_features:
+            return None
+        products = linear(states).float()
     if products.shape != wanted.shape:
         return None
     softcap = getattr(config, "final_logit_softcapping", None) or 0.0
@@ -111,4 +114,9 @@ def find_head(lm: nn.Module) -> Head | None:
 
 def last_states(lm: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """(R, n, width) of the model without its head."""
-    return lm.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+    model = lm.base_model
+    if model is lm:  # some classes misname their base, and are their own then
+        blocks = find_blocks(lm)
+        inner = (child for child in lm.children() if child is not blocks and any(m is blocks for m in child.modules()))
+        model = next(inner, lm)
+    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]

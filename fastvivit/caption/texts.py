@@ -50,7 +50,8 @@ class Texts:
 
     Args:
         tokenizer: of transformers.
-        max_length: tokens that a prompt and its text are cut to, prompts from the left.
+        max_length: tokens that a prompt and its text are cut to, prompts from the left, behind the tokenizer's own
+            start tokens.
 
     Raises:
         ValueError: a tokenizer that has neither a start nor an end token.
@@ -75,21 +76,27 @@ class Texts:
         return []
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Not verbose: it would warn of texts that are cut afterwards.
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _prompt(self, prompt: str) -> list[int]:
         prompt = prompt.rstrip(" ")
         return self._prefix + (self._ids(prompt) if prompt else []) or [self.start]
+
+    def _end_of(self, prompt: list[int], room: int) -> list[int]:
+        """The last tokens of a prompt behind its start tokens, without which a language model can be lost."""
+        start = len(self._prefix) if room > len(self._prefix) else 0
+        return prompt if len(prompt) <= room else prompt[:start] + prompt[len(prompt) - room + start :]
 
     def prompts(self, prompts: Sequence[str], room: int, device: torch.device) -> Ids:
         """Prompts to go on from, padded on the left.
 
         Args:
             prompts: R strings, which may be empty.
-            room: tokens to leave for what follows; longer prompts lose their beginning.
+            room: tokens to leave for what follows; longer prompts lose their beginning, but not all.
             device: where they are wanted.
         """
-        rows = [self._prompt(prompt)[-max(1, self.max_length - room) :] for prompt in prompts]
+        rows = [self._end_of(self._prompt(prompt), max(1, self.max_length - room)) for prompt in prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -116,7 +123,7 @@ class Texts:
             head, tail = whole[:shared] or [self.start], whole[shared:]
             tail += [self.end] if ended and self.end is not None else []
             tail = tail[: self.max_length - 1]
-            head = head[max(0, len(head) + len(tail) - self.max_length) :]
+            head = self._end_of(head, self.max_length - len(tail))
             rows.append(head + tail)
             counts.append(len(tail))
         longest = max(map(len, rows))

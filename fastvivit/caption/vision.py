@@ -51,13 +51,13 @@ class Vision:
             tokens, mask = temporal_mean(out)
             return cls(tokens.detach(), mask)
         longest = max(out.counts)
-        counts = torch.tensor(out.counts, device=out.tokens.device)
-        mask = torch.arange(longest, device=out.tokens.device) < counts.unsqueeze(1)
-        places = mask.flatten().nonzero(as_tuple=True)[0] if len(set(out.counts)) > 1 else None
-        rows = out.tokens.detach()
-        if places is not None:
+        # Counts are known here: a device that counts its own would be waited for.
+        mask = torch.arange(longest) < torch.tensor(out.counts).unsqueeze(1)
+        rows, device = out.tokens.detach(), out.tokens.device
+        if len(set(out.counts)) > 1:
+            places = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
             rows = F.scatter_tokens(rows, places, mask.numel())
-        return cls(rows.unflatten(0, mask.shape), mask)
+        return cls(rows.unflatten(0, mask.shape), mask.to(device, non_blocking=True))
 
     @classmethod
     def stack(cls, parts: Sequence[Vision]) -> Vision:

@@ -13,14 +13,15 @@ class TextTower(nn.Module):
     Args:
         model: a transformers encoder whose output has ``last_hidden_state``.
         tokenizer: its tokenizer.
-        max_length: tokens a caption is cut to; None is the tokenizer's own limit, at most 512.
+        max_length: tokens a caption is cut to; None is the limit of the tokenizer or the model, at most 512.
     """
 
     def __init__(self, model: nn.Module, tokenizer, *, max_length: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.max_length = max_length or min(getattr(tokenizer, "model_max_length", 512), 512)
+        limits = (getattr(tokenizer, "model_max_length", None), getattr(model.config, "max_position_embeddings", None))
+        self.max_length = max_length or min(512, *(limit for limit in limits if limit))
 
     @property
     def width(self) -> int:

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from fastvivit.caption.gated import GatedCrossAttention
 from tests.caption import tiny
@@ -47,6 +48,28 @@ def test_greedy_whatever_the_model_prefers():
     before = cap.lm.generation_config.to_dict()
     assert [cap.generate(tiny.vision(), "a", 8) for _ in range(3)] == [want] * 3
     assert cap.lm.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("own", [{"max_length": 3}, {"max_length": 2048}, {"max_new_tokens": 2}])
+def test_lengths_that_the_model_prefers_neither_count_nor_warn(own, caplog):
+    cap = tiny.captioner()
+    want = cap.generate(tiny.vision(), PROMPTS, 8, min_new_tokens=8)
+    logger = logging.get_logger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        for name, value in own.items():
+            setattr(cap.lm.generation_config, name, value)
+        assert cap.generate(tiny.vision(), PROMPTS, 8, min_new_tokens=8) == want
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("lm", ["gpt2", "opt"])
+def test_the_longest_text_fits_the_models_positions(lm):
+    cap = tiny.captioner(lm)
+    for prompt in ("", "red " * 80):
+        assert len(cap.generate(tiny.vision((3,)), prompt, 63, min_new_tokens=63)) == 1
 
 
 @pytest.mark.parametrize("resampler", [False, "tiny"])

@@ -148,6 +148,31 @@ def test_the_cap_is_found_where_it_hardly_shows():
     torch.testing.assert_close(logits, lm(input_ids=ids).logits.detach(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "llama"])
+def test_the_head_is_found_under_autocast(name):
+    lm = tiny.language_model(name)
+    want = find_head(lm)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = find_head(lm)
+    assert (found.scale, found.softcap) == (want.scale, want.softcap)
+
+
+def test_a_model_that_is_its_own_base_and_minds_a_mask_has_a_head(monkeypatch):
+    # Gemma 3 of transformers 4, DeepSeek-V3 of transformers 4 with eager attention.
+    lm = tiny.language_model()
+    want = find_head(lm)
+    monkeypatch.setattr(type(lm), "base_model_prefix", "language_model")
+    forward = type(lm.model).forward
+
+    def minding(self, input_ids=None, attention_mask=None, **kwargs):
+        out = forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        out[0].mul_(1 if attention_mask is not None else 2)
+        return out
+
+    monkeypatch.setattr(type(lm.model), "forward", minding)
+    assert find_head(lm).scale == want.scale == 1.0
+
+
 def test_a_static_cache_is_a_static_cache():
     cap = tiny.captioner()
     seen = []

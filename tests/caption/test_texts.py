@@ -1,5 +1,7 @@
 """Prompts and texts as ids, against the tokenizer's own ids of the whole."""
 
+import contextlib
+
 import pytest
 import torch
 import transformers
@@ -70,6 +72,33 @@ def test_long_prompts_lose_their_beginning_and_long_texts_their_end():
     assert head == whole[1:4] and len(tail) == 3
     ((head, tail),) = rows_of(texts.targets(["a b c"], ["red blue cup dog falls rises then"], CPU, ended=True))
     assert head == whole[2:3] and tail[:3] == whole[3:] and len(tail) == 5
+
+
+def test_the_tokenizers_own_start_outlives_a_cut_and_nothing_is_said_of_it(caplog):
+    tokenizer = tiny.tokenizer("pieces")
+    texts, prompt = Texts(tokenizer, 8), " ".join(["red cup"] * 50)
+    end = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert len(end) > tokenizer.model_max_length
+    caplog.clear()
+    tokenizer.deprecation_warnings.clear()
+    with transformers_logs(caplog):
+        start = [tokenizer.bos_token_id]
+        assert texts.prompts([prompt], 3, CPU).input_ids.tolist() == [start + end[-4:]]
+        assert texts.prompts([prompt], 7, CPU).input_ids.tolist() == [end[-1:]]
+        ((head, tail),) = rows_of(texts.targets([prompt], ["dog"], CPU, ended=True))
+    assert head == (start + end)[:1] + end[-(8 - len(tail) - 1) :] and len(head + tail) == 8
+    assert not caplog.records
+
+
+@contextlib.contextmanager
+def transformers_logs(caplog):
+    """Transformers keeps its records from the root logger."""
+    logger = transformers.utils.logging.get_logger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("end", [0, 3])

@@ -57,6 +57,22 @@ def test_text_is_the_mean_over_real_tokens():
             tower(bad)
 
 
+def test_captions_are_cut_to_what_the_model_has_positions_for():
+    tokenizer = text_tower().tokenizer
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    tower = fv.TextTower(transformers.BertModel(config, add_pooling_layer=False).eval(), tokenizer)
+    assert tokenizer.model_max_length > 1e9 and text_tower().max_length == 512
+    torch.testing.assert_close(tower(["the digit " * 30]), tower(["the digit " * 8]))
+    assert fv.TextTower(tower.model, tokenizer, max_length=9).max_length == 9
+
+
 def test_the_loss_is_that_of_its_unit_vectors():
     model = dual()
     video, text = model.encode_video(VIDEO), model.encode_text(TEXTS)
