@@ -214,7 +214,7 @@ def test_a_captioner_writes_and_learns_what_it_should_before_it_is_timed():
 
 
 @pytest.mark.skipif(hf.missing() is not None, reason=str(hf.missing()))
-@pytest.mark.parametrize("latents", [None, 6])
+@pytest.mark.parametrize("latents", [None, 6, 0])
 def test_a_captioners_work_is_counted(latents):
     sizes = Sizes.of(QUICK, 8, latents)
     captioner = sizes.captioner(QUICK)
