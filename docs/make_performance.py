@@ -65,7 +65,7 @@ def page(folder: Path = ROOT / "benchmarks" / "results") -> str:
     cpus = [run for run in found if run["about"].get("gpu") is None and not _is_gpu(run["about"]["device"])]
     others = [run for run in found if run not in gpus and run not in cpus]
     text = HEAD + _targets(gpus)
-    for run in _newest_cases([*gpus[:1], *others[:2], *cpus[:2]]):
+    for run in _newest_cases([*gpus[:1], *others[:2], *cpus[:4]]):
         text += _figures(run)
     return text + METHOD
 
