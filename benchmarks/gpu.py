@@ -50,6 +50,7 @@ BENCHES = {
     "more": (
         ("whole encoders", ("encoder/",), False, 60),
         ("models of transformers", ("models/",), False, 60),
+        ("captioning", ("caption/", "linear_cross_entropy/"), False, 60),
         ("every masking ratio", MASKED, False, 60),
         ("short clips and single calls", ("of 512", "sequences of", "ViT-B, 16 frames, 0 %", "overhead/"), False, 30),
     ),

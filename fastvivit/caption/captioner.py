@@ -22,7 +22,7 @@ from fastvivit.caption.likelihood import log_likelihoods, token_losses
 from fastvivit.caption.media import Media
 from fastvivit.caption.texts import Targets, Texts
 from fastvivit.caption.vision import Vision
-from fastvivit.caption.writing import require_options, require_room, write
+from fastvivit.caption.writing import require_options, write
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
 from fastvivit.modules.perceiver import PerceiverResampler
@@ -279,7 +279,8 @@ class VideoCaptioner(nn.Module):
         Args:
             video: B clips, or their ``Vision``.
             prompt: what each text goes on from; one for all, or B.
-            max_new_tokens: at most so many, fewer than the language model and its tokenizer take in all.
+            max_new_tokens: at most so many, and no more than the language model and its tokenizer take behind a prompt;
+                one that leaves too little room loses its beginning.
             mask_ratio: share of the clips' tokens to drop. Nothing by default, so that the same clip gives the same
                 text; the paper drops 0.3 here, too.
             keep: the tokens to keep instead.
@@ -292,11 +293,10 @@ class VideoCaptioner(nn.Module):
             text ends at the tokenizer's end token, which captions are learned with, or at one of the model's own.
 
         Raises:
-            ValueError: another number of prompts than clips, ``max_new_tokens`` out of range, options set here,
+            ValueError: another number of prompts than clips, ``max_new_tokens`` below 1, options set here,
                 a captioner after ``remove``, and what ``look`` raises.
         """
         require_counts(max_new_tokens=max_new_tokens)
-        require_room(max_new_tokens, self.texts)
         require_options(options)
         prompts = one_a_clip("prompt", prompt, count_clips(video))
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)

@@ -21,15 +21,6 @@ def require_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"options: wanted those of the language model's generate but {sorted(_OURS)}, got {taken}")
 
 
-def require_room(max_new_tokens: int, texts: Texts) -> None:
-    """Raise ``ValueError`` where so many new tokens leave no place for one to go on from."""
-    if max_new_tokens >= texts.max_length:
-        raise ValueError(
-            f"max_new_tokens: wanted fewer than the {texts.max_length} tokens that the language model and its "
-            f"tokenizer take, got {max_new_tokens}"
-        )
-
-
 def write(
     lm: nn.Module,
     texts: Texts,
@@ -44,11 +35,12 @@ def write(
         lm: a causal language model.
         texts: how prompts become tokens.
         prompts: one or more.
-        max_new_tokens: n at most.
+        max_new_tokens: n at most; fewer where the model takes no more. A prompt too long for both to fit keeps its end,
+            half of what the model takes at least.
         options: of the language model's ``generate``.
         device: where the language model begins.
     """
-    start = texts.prompts(prompts, max_new_tokens, device)
+    start = texts.prompts(prompts, min(max_new_tokens, texts.max_length // 2), device)
     if not options.get("do_sample"):
         options = _GREEDY | options
     # Compiled for a static cache, every clip's keys would be new constants.
@@ -56,7 +48,7 @@ def write(
     ids = lm.generate(
         input_ids=start.input_ids,
         attention_mask=start.attention_mask,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, texts.max_length - start.input_ids.shape[1]),
         max_length=None,  # a model's own would be warned of at every call
         **options,
     )

@@ -68,8 +68,13 @@ def test_lengths_that_the_model_prefers_neither_count_nor_warn(own, caplog):
 @pytest.mark.parametrize("lm", ["gpt2", "opt"])
 def test_the_longest_text_fits_the_models_positions(lm):
     cap = tiny.captioner(lm)
-    for prompt in ("", "red " * 80):
-        assert len(cap.generate(tiny.vision((3,)), prompt, 63, min_new_tokens=63)) == 1
+    steps = []
+    cap.lm.register_forward_pre_hook(lambda *_: steps.append(1))
+    # 64 positions; past them both models would fail.
+    for prompt, most, written in (("", 63, 63), ("", 500, 63), ("red " * 80, 500, 32), ("red " * 80, 20, 20)):
+        assert len(cap.generate(tiny.vision((3,)), prompt, most, min_new_tokens=written)) == 1
+        assert len(steps) == written
+        steps.clear()
 
 
 @pytest.mark.parametrize("resampler", [False, "tiny"])
