@@ -54,8 +54,9 @@ def write_captions_report(out: Path, outcome: CaptionOutcome) -> Path:
     page.text(
         "Frames on their own are the same for a clip and its twin, in another order. So the frame-level model finds "
         "the same caption likelier for both, and is right about one of the two: 50 %, but for what mp4 compression "
-        "changes in a frame. It writes the same text for both, so motions in order can't pass 50 %. Chance is that of guessing among the captions "
-        "that there can be; for CIDEr-D, ROUGE-L and BLEU-4 it is the score of another clip's caption."
+        "changes in a frame. It writes the same text for both, so motions in order can't pass 50 %. Chance is that of "
+        "guessing among the captions that there can be; for CIDEr-D, ROUGE-L and BLEU-4 it is the score of another "
+        "clip's caption."
     )
     page.heading("Written and true captions")
     for place in _places(outcome, _SHOWN):
