@@ -168,15 +168,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             return self._cache[index]
         entry = self.entries[index]
         try:
-            video = read_clip(
-                entry.video,
-                self.frames,
-                self.fps,
-                self.size,
-                entry.start,
-                stream=entry.stream,
-                end=entry.end,
-            )
+            video = read_entry(entry, self.frames, self.fps, self.size)
         except (VideoError, OSError) as error:
             if self.on_error == "raise":
                 raise
@@ -188,6 +180,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if self._cache is not None:
             self._cache[index] = video
         return video
+
+
+def read_entry(entry: Entry, frames: int, fps: float, size: int | tuple[int, int], *, pad: bool = True) -> Tensor:
+    """``read_clip`` of an entry's part of its file."""
+    return read_clip(entry.video, frames, fps, size, entry.start, stream=entry.stream, pad=pad, end=entry.end)
 
 
 def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastvivit.data import Entry, VideoError, read_clip, read_manifest, sample_seed
+from fastvivit.data import Entry, VideoError, read_manifest, sample_seed
+from fastvivit.data.dataset import read_entry
 from fastvivit.data.video import check_clip
 
 Manifest = str | os.PathLike[str] | Sequence[Entry]
@@ -132,16 +133,7 @@ class _Files(Dataset[tuple[Tensor | None, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor | None, str]:
         entry = self.entries[index]
         try:
-            video = read_clip(
-                entry.video,
-                self.frames,
-                self.fps,
-                self.size,
-                entry.start,
-                stream=entry.stream,
-                end=entry.end,
-                pad=False,
-            )
+            video = read_entry(entry, self.frames, self.fps, self.size, pad=False)
         except (VideoError, OSError) as error:
             return None, str(error)
         return video, ""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import fastvivit as fv
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import fingerprint
-from fastvivit.data import dataset, sample_seed
+from fastvivit.data import VideoError, dataset, sample_seed
 from fastvivit.train import (
     MaskConfig,
     TrainConfig,
@@ -173,11 +173,16 @@ def test_a_shared_cache_needs_no_video(cached, tmp_path, monkeypatch, change):
     config = change(cached, vision={"folder": str(tmp_path / "vision")})
     first = fit(config, tmp_path / "first", quiet=True)
 
-    def unread(*args, **kwargs):
-        raise AssertionError("a video was decoded")
+    def unread(path, *args, **kwargs):
+        asked.append(path)
+        raise VideoError(f"{path}: gone")
 
+    asked = []
     monkeypatch.setattr(dataset, "read_clip", unread)
     second = fit(config, tmp_path / "second", quiet=True)
+    # Pictures for the report are all that is asked for, and words do without them.
+    assert len(asked) == len(set(asked)) <= 8 and {path.parent.name for path in asked} == {"heldout"}
+    assert "Written:" in " ".join(parsed(second / "report.html").words)
     same(first, second)
     assert not (tmp_path / "first" / "vision").exists()
     assert len(list((tmp_path / "vision").glob("*/settings.json"))) == 1
