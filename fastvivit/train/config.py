@@ -126,9 +126,9 @@ class TrainConfig:
             if self.stage not in stages and getattr(self, declared.name) != (
                 default() if callable(default) else default
             ):
-                raise ValueError(
-                    f"{declared.name}: wanted in stage {' or '.join(map(repr, stages))} only, got it in {self.stage!r}"
-                )
+                *others, last = map(repr, stages)
+                wanted = f"{', '.join(others)} or {last}" if others else last
+                raise ValueError(f"{declared.name}: wanted in stage {wanted} only, got it in {self.stage!r}")
         if self.schedule.warmup >= self.steps:
             raise ValueError(
                 f"schedule.warmup: wanted fewer than the {self.steps} steps of the run, got {self.schedule.warmup}"
