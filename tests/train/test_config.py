@@ -179,7 +179,7 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(model={"drop_path": "big"}), "model.drop_path: wanted a number, got 'big'"),
         (merged(model=dict(tubelet=[2, 16])), "model.tubelet: wanted 3 of whole numbers, got [2, 16]"),
         (
-            merged(stage="image_to_video"),
+            merged(stage="image2video"),
             "stage: wanted one of 'contrastive', 'images', 'image_to_video', 'short_to_long', 'video_to_text', "
             "'finetune', got",
         ),
