@@ -12,6 +12,7 @@ from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
 from fastvivit.train.config import TrainConfig
+from fastvivit.train.memory import apply_memory
 from fastvivit.train.tables import InitConfig, TextConfig
 from fastvivit.train.words import word_tokenizer
 
@@ -32,8 +33,7 @@ def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
     else:
         text = local_tower(config.text)
     model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim, config.auxiliary)
-    if config.grad_checkpointing:
-        model.video.set_grad_checkpointing()
+    apply_memory(model, config.memory)
     return model.train()
 
 

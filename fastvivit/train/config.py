@@ -12,6 +12,7 @@ from fastvivit.models import ViViTConfig, plain
 from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.train.caption_tables import CaptionConfig, LanguageConfig, VisionConfig
 from fastvivit.train.checks import at_least, one_of
+from fastvivit.train.memory import MemoryConfig
 from fastvivit.train.presets import with_preset
 from fastvivit.train.tables import (
     DataConfig,
@@ -57,7 +58,6 @@ class TrainConfig:
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
         dim: dimensions of the space that clips and captions share.
-        grad_checkpointing: compute activations again in the backward instead of keeping them.
         model: the encoder; None is ViT-B, and with ``start`` the one that is there. In TOML its table may name a
             preset: ``preset = "tiny"`` beside other fields.
         text: see ``TextConfig``.
@@ -69,6 +69,7 @@ class TrainConfig:
         schedule: see ``ScheduleConfig``.
         mask: see ``MaskConfig``.
         auxiliary: see ``AuxiliaryConfig``; a loss beside the contrastive one, off by default.
+        memory: see ``MemoryConfig``; a resumed run may differ in it.
         run: see ``RunConfig``.
     """
 
@@ -79,7 +80,6 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 512
     dim: int = 512
-    grad_checkpointing: bool = False
     model: ViViTConfig | None = None
     text: TextConfig = field(default_factory=TextConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -90,6 +90,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -112,6 +113,7 @@ class TrainConfig:
                 f"schedule.warmup: wanted fewer than the {self.steps} steps of the run, got {self.schedule.warmup}"
             )
         if self.stage in _CAPTIONING:
+            self.memory.check_captioning(self.stage)
             if self.start is None:
                 raise ValueError(f"start: wanted the folder of a model for stage {self.stage!r}, got None")
             return
