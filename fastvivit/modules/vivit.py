@@ -124,7 +124,7 @@ class ViViT(nn.Module):
         The 6 D are the block's input, queries, keys and values, what attention gives, and the sum of that and the
         input. Off and "selective" keep 4 bytes a head more, and 16 of the norms. Autocast on a GPU norms in float32:
         off, the two sums then take twice their bytes. A second attention (factorised encoder) keeps 7 D beside all
-        this, "selective" 6 D.
+        this, "selective" 6 D. The activation "quick_gelu" keeps F more.
 
         Args:
             enable: or keep everything.
