@@ -13,6 +13,7 @@ import fastvivit.functional as F
 from fastvivit.modules.auxiliary import AuxiliaryConfig, MaskedLanguageHead, make_head
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.text import TextTower
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 
 LOSSES = ("infonce", "siglip")
@@ -88,7 +89,7 @@ class VideoTextModel(nn.Module):
 
     def encode_video(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         mask_ratio: float = 0.0,
         *,
         keep: Keep = None,
@@ -140,7 +141,7 @@ class VideoTextModel(nn.Module):
 
     def forward(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         texts: Sequence[str],
         *,
         mask_ratio: float = 0.0,
@@ -163,7 +164,7 @@ class VideoTextModel(nn.Module):
 
     def losses(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         texts: Sequence[str],
         *,
         mask_ratio: float = 0.0,
@@ -176,7 +177,7 @@ class VideoTextModel(nn.Module):
         """The loss and its parts. The encoder runs once, and an auxiliary head sees the same masked clips.
 
         Args:
-            video: B clips or images.
+            video: B clips or images, or their kept ``Tubelets``.
             texts: B captions.
             mask_ratio: share of the tokens to drop.
             keep: the tokens to keep instead.

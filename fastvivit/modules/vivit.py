@@ -17,6 +17,7 @@ from fastvivit.modules.clips import Clips, Keep, Kept, in_grid_order
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.modules.passes import Begun, EncoderOutput
+from fastvivit.modules.tubelets import Tubelets, embed_tubelets
 from fastvivit.tokens import Tokens
 
 # The sequences that a block's attention runs in, by ``ViViTConfig.attention``.
@@ -105,7 +106,7 @@ class ViViT(nn.Module):
 
     def forward(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         *,
         mask_ratio: float = 0.0,
         keep: Keep = None,
@@ -116,10 +117,10 @@ class ViViT(nn.Module):
         """Encode clips, or images.
 
         Args:
-            video: (B, C, T, H, W) clips, (B, C, H, W) images, or a list of B clips (C, T_i, H_i, W_i). uint8
-                is normalised with the configured mean and std; floating pixels are taken as they are. With
-                fewer frames than positions the first ones are used; other heights and widths interpolate
-                them.
+            video: (B, C, T, H, W) clips, (B, C, H, W) images, a list of B clips (C, T_i, H_i, W_i), or the kept
+                ``Tubelets`` of clips, of which nothing more is dropped. uint8 is normalised with the configured
+                mean and std; floating pixels are taken as they are. With fewer frames than positions the first
+                ones are used; other heights and widths interpolate them.
             mask_ratio: share of each clip's tokens to drop, in eval too; drawn by ``F.random_keep``.
             keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
                 clip. Which tube an id belongs to is read from the ids (on a GPU that waits for them).
@@ -142,7 +143,7 @@ class ViViT(nn.Module):
 
     def begin(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         *,
         upto: int = 0,
         mask_ratio: float = 0.0,
@@ -168,18 +169,25 @@ class ViViT(nn.Module):
         Raises:
             ValueError: ``upto`` out of range, and what ``forward`` raises.
         """
-        if keep is not None and mask_ratio:
-            raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
+        given = isinstance(video, Tubelets)
+        if mask_ratio and (given or keep is not None):
+            raise ValueError(f"mask_ratio: wanted 0 beside {'Tubelets' if given else 'keep'}, got {mask_ratio}")
+        if given and keep is not None:
+            raise ValueError("keep: wanted None beside Tubelets, which say themselves what they are, got ids")
         if not 0 <= upto <= len(self.blocks):
             raise ValueError(f"upto: wanted 0..{len(self.blocks)} blocks, got {upto}")
-        clips = Clips(video, self.embed, self.image)
-        if mask_ratio:
-            keep = clips.draw(mask_ratio, generator, strategy)
         group = GROUPS[self.config.attention]
         cls = group if self.config.class_token else None
-        x, tokens = clips.embed(keep, cls)
+        if given:
+            x, tokens = embed_tubelets(video, self.embed, self.image, cls)
+            grid, drawn = tokens.views[0][0], False
+        else:
+            clips = Clips(video, self.embed, self.image)
+            if mask_ratio:
+                keep = clips.draw(mask_ratio, generator, strategy)
+            x, tokens = clips.embed(keep, cls)
+            grid, drawn = clips.grid, isinstance(keep, Kept) or bool(mask_ratio)
         restore = None
-        drawn = isinstance(keep, Kept) or bool(mask_ratio)
         if group != "clip" and keep is not None and not drawn:
             # A sequence's tokens have to stand together. Ours are drawn in order; a caller's may not be.
             x, tokens, restore = in_grid_order(x, tokens)
@@ -188,8 +196,10 @@ class ViViT(nn.Module):
             restore = None
         if drawn:
             keep = keep.ids if isinstance(keep, Kept) else [one.ids[0] for one in keep]
+        elif given:
+            keep = video.keep
         x, _ = self._run(self.pre_norm(x), tokens, 0, upto, ())
-        return Begun(x=x, tokens=tokens, blocks=upto, keep=keep, grid=clips.grid, restore=restore)
+        return Begun(x=x, tokens=tokens, blocks=upto, keep=keep, grid=grid, restore=restore)
 
     def finish(self, begun: Begun, *, layers: Sequence[int] = ()) -> EncoderOutput:
         """The rest of ``forward``: the blocks that ``begin`` left out, final norm, pooling.
