@@ -4,7 +4,7 @@ from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
 from fastvivit.data.imports import ImportResult, import_annotations
-from fastvivit.data.manifest import Entry, read_manifest, write_manifest
+from fastvivit.data.manifest import Entry, one_a_clip, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
@@ -26,6 +26,7 @@ __all__ = [
     "collate",
     "import_annotations",
     "make_clip",
+    "one_a_clip",
     "probe",
     "read_clip",
     "read_manifest",

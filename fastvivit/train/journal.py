@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fastvivit._folders import file_written_whole
 from fastvivit.train.progress import make_bar
 
 METRICS, EVENTS = "metrics.jsonl", "events"
@@ -58,9 +59,8 @@ class Journal:
         self.start, self.steps, self.log_every, self.quiet, self.name = start, steps, log_every, quiet, name
         self._began = time.monotonic()
         kept = [row for row in read_metrics(run) if row["step"] <= start]
-        partial = run / f".{METRICS}"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(run / METRICS)
+        with file_written_whole(run / METRICS) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = (run / METRICS).open("a", encoding="utf-8")
         self._events = None
         if tensorboard and find_spec("tensorboard") is not None:
@@ -99,10 +99,14 @@ class Journal:
         else:
             print(f"{self.name}: {text}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """Bring everything to the disk."""
+    def sync(self) -> None:
+        """Bring the lines so far to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        self.sync()
         self._file.close()
         if self._events is not None:
             self._events.close()

@@ -18,6 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
+from fastvivit._folders import file_written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import frozen_hashes
 from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
 from fastvivit.pretrained import CONFIG, save_pretrained
@@ -124,7 +127,11 @@ def fit(
 
 @dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run; ``broken`` holds the files that could not be read, by source and entry."""
+    """The moving parts of a run.
+
+    ``broken`` holds the files that could not be read, by source and entry; ``frozen`` the hashes of a captioner's
+    frozen models.
+    """
 
     stage: Stage
     out: Path
@@ -135,6 +142,7 @@ class _Run:
     journal: Journal
     step: int
     broken: dict[tuple[int, int], Failure]
+    frozen: dict[str, str] | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -197,7 +205,11 @@ class _Run:
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
-        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last)
+        self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
+        if self.frozen is None and isinstance(self.model, VideoCaptioner):
+            self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
+        keep = self.config.run.keep_last
+        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=keep, frozen=self.frozen)
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -223,10 +235,8 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{CONFIG}"
-    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     remove_scratch(out)
     return latest_checkpoint(out)
 

@@ -1,5 +1,6 @@
 """The loop: what it leaves, what it survives, what stops it."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -118,6 +119,21 @@ def test_scores_without_twins_and_with_two_captions(config, tmp_path, run):
     found = evaluate(fv.load_pretrained(run / "model"), ClipDataset(plain, frames=8, fps=8.0, size=32), batch_size=3)
     assert "twin" not in found.scores and found.similarity.shape == (8, 4)
     assert found.owners == [0, 0, 1, 1, 2, 2, 3, 3] and found.chance["t2v_r1"] == 25.0
+
+
+def test_a_manifest_with_a_line_a_caption_scores_as_one_with_a_line_a_clip(config, run):
+    entries = [
+        dataclasses.replace(entry, captions=(f"{entry.captions[0]} {number}", entry.captions[0]))
+        for number, entry in enumerate(read_manifest(config.data.heldout))
+    ]
+    lines = [dataclasses.replace(entry, captions=(caption,)) for entry in entries for caption in entry.captions]
+    model, look = fv.load_pretrained(run / "model"), {"frames": 8, "fps": 8.0, "size": 32}
+    wanted = evaluate(model, ClipDataset(entries, **look), batch_size=3)
+    found = evaluate(model, ClipDataset(lines, **look), batch_size=3)
+    assert found.scores == wanted.scores and found.scores["clips"] == 8 and "twin" in found.scores
+    assert found.captions == wanted.captions and found.owners == wanted.owners
+    assert found.entries == [2 * entry for entry in wanted.entries]
+    assert torch.equal(found.similarity, wanted.similarity)
 
 
 @pytest.fixture
