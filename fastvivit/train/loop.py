@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ from fastvivit.train.checkpoint import (
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
 from fastvivit.train.journal import Journal
+from fastvivit.train.meter import Meter
 from fastvivit.train.optimiser import make_optimiser, widen_masters
 from fastvivit.train.report import write_report
+from fastvivit.train.shortage import shortages_explained
 from fastvivit.train.stages import Stage, make_stage
 from fastvivit.train.stages.base import Scored
+from fastvivit.train.starvation import Starvation, usable_cores
 from fastvivit.train.step import train_step
 
 
@@ -68,6 +71,7 @@ def fit(
     Raises:
         ValueError: a folder that holds a run already (without ``resume``), or one with other settings; bad
             data.
+        OutOfMemory: a step needed more memory than there is; the message says what to turn.
         NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
         KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
     """
@@ -100,6 +104,7 @@ def fit(
             steps=config.steps,
             log_every=config.run.log_every,
             tensorboard=config.run.tensorboard,
+            headline=stage.headline,
             quiet=quiet,
             name=name,
         )
@@ -113,6 +118,8 @@ def fit(
             model=model,
             optimiser=optimiser,
             journal=journal,
+            meter=Meter(stage, model, device),
+            starvation=Starvation(config.data.workers, usable_cores()),
             step=step,
             broken=broken,
         )
@@ -140,6 +147,8 @@ class _Run:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     journal: Journal
+    meter: Meter
+    starvation: Starvation
     step: int
     broken: dict[tuple[int, int], Failure]
     frozen: dict[str, str] | None = None
@@ -153,11 +162,13 @@ class _Run:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
         self._note_broken(0, self.stage.failures)
         if self.step == self.config.steps:
-            return self.stage.evaluate(self.model, last=True)  # resumed after its last step
+            return self._evaluate(last=True)  # resumed after its last step
         with _interrupts() as interrupted:
             began = time.monotonic()
             for batches in _loader(self.stage, self.sampler, self.device):
                 waited = time.monotonic() - began
+                with self._shortages("the first step"):
+                    began += self.meter.prepare(batches)
                 evaluation = self._take(batches, began, waited)
                 last = self.step == self.config.steps
                 if last or interrupted or self.step % self.config.run.save_every == 0:
@@ -175,21 +186,30 @@ class _Run:
         config = self.config
         for batch in batches:
             self._note_broken(batch["source"], batch["failures"])
-        values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
+        with self._shortages(f"step {self.step + 1}"):
+            values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
-        seconds = time.monotonic() - began
-        row |= {"broken": len(self.broken), "seconds": seconds, "data_wait": waited / seconds}
-        row["clips_per_second"] = sum(len(batch["caption"]) for batch in batches) / seconds
+        row |= {"broken": len(self.broken)} | self.meter.row(batches, time.monotonic() - began, waited)
         every = config.run.eval_every
         last = self.step == config.steps
         due = last or (every and self.step % every == 0)
-        evaluation = self.stage.evaluate(self.model, last=last) if due else None
+        evaluation = self._evaluate(last=last) if due else None
         if evaluation is not None:
             row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
         self.journal.step(row)
+        hungry = self.starvation.note(row)
+        if hungry is not None:
+            self.journal.say(hungry)
         return evaluation
+
+    def _evaluate(self, *, last: bool) -> Scored | None:
+        with self._shortages("evaluation"):
+            return self.stage.evaluate(self.model, last=last)
+
+    def _shortages(self, what: str) -> AbstractContextManager[None]:
+        return shortages_explained(what, self.config, self.device, self.out)
 
     def _note_broken(self, source: int, failures: Sequence[Failure]) -> None:
         self.stage.sources[source].record_failures(failures)
