@@ -3,6 +3,6 @@
 from fastvivit.data.shards.dataset import PackedDataset
 from fastvivit.data.shards.files import is_pack
 from fastvivit.data.shards.layout import Layout, grouped_keep, storage_order
-from fastvivit.data.shards.pack import PackResult, check, pack
+from fastvivit.data.shards.packing import PackResult, check, pack
 
 __all__ = ["Layout", "PackResult", "PackedDataset", "check", "grouped_keep", "is_pack", "pack", "storage_order"]

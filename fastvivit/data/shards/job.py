@@ -17,10 +17,12 @@ import numpy as np
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.manifest import Entry
-from fastvivit.data.shards.files import Shard, read_json, write_json
+from fastvivit.data.shards.files import ENTRIES, INDEX, QUARANTINE, Shard, read_json, write_json
 from fastvivit.data.shards.layout import Layout
 
 WORK = ".packing"
+# Names under which files are written before they take their places.
+_SCRATCH = (".shard-*", *(f".{name}?*" for name in (INDEX, ENTRIES, QUARANTINE)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,9 @@ def working(folder: Path, source: str) -> Iterator[Path]:
             )
         write_json(job, {"source": source})
         # Left by a process that was killed.
-        for scratch in [*folder.glob(".shard-*"), *folder.glob(".index*"), *folder.glob(".entries*")]:
-            scratch.unlink()
+        for pattern in _SCRATCH:
+            for scratch in folder.glob(pattern):
+                scratch.unlink()
         yield work
     finally:
         os.close(lock)

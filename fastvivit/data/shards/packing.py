@@ -88,7 +88,9 @@ def pack(
     parts = parts_of(len(entries), layout, shard_size)
     digest = source_hash(entries, layout, fps, len(parts[0].entries))
     if is_pack(folder):
-        return _result(_same(folder, digest), entries)
+        complete = _same(folder, digest)
+        clean(folder)
+        return _result(complete)
     with working(folder, digest) as work:
         done = {part.number: written for part in parts if (written := finished(work, part)) is not None}
         _tell(progress, sum(len(part.entries) for part in parts if part.number in done))
@@ -101,7 +103,7 @@ def pack(
         _quarantine(folder, entries, list(done.values()))
         write_pack(made)
         clean(folder)
-    return _result(made, entries)
+    return _result(made)
 
 
 def check(folder: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None) -> list[str]:
@@ -222,7 +224,7 @@ def _quarantine(folder: Path, entries: Sequence[Entry], written: Sequence[Writte
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _result(made: Pack, entries: Sequence[Entry]) -> PackResult:
+def _result(made: Pack) -> PackResult:
     failures = []
     for line in (made.folder / QUARANTINE).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
