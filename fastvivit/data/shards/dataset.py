@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastvivit._checks import require_tensor
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards.files import read_pack
 from fastvivit.data.shards.layout import grouped_keep, storage_order
 from fastvivit.data.shards.reader import ShardReader
 from fastvivit.modules.clips import draw_keep
-from fastvivit.modules.tubelets import Tubelets
+from fastvivit.modules.tubelets import Tubelets, require_ascending
 
 _STRATEGIES = ("grouped", "random", "tube", "frame")
 
@@ -73,13 +74,12 @@ class PackedDataset(ClipDataset):
         Raises:
             ValueError: ids that are not, a shard that ends too early.
         """
-        size, tokens = self.layout.shape, self.layout.tokens
-        if keep is None:
-            keep = torch.arange(tokens)
+        tokens = self.layout.tokens
+        keep = torch.arange(tokens) if keep is None else keep
+        require_tensor("keep", keep, (1,), (torch.int64,))
+        # Before they become places on the disk.
+        require_ascending(keep, (len(keep),), tokens)
         shard, row, entry = self._places[index].tolist()
-        # Made of no pixels: ids are checked before they become places on the disk.
-        shape = (len(keep), 3, *self.layout.tubelet)
-        Tubelets(torch.empty(1, dtype=torch.uint8).expand(shape), [keep], size)
         return self._tubelets(shard, row, storage_order(entry, tokens), keep)
 
     def clip(self, index: int) -> Tensor:
