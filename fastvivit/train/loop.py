@@ -215,7 +215,7 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(f"out: {out} holds a run already; resume it, or name another folder")
         # Read as a config: a run from before a field existed has its default.
         before = TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
-        changed = [name for name in fields if name != "run" and fields[name] != before[name]]
+        changed = [name for name in fields if name not in ("run", "memory") and fields[name] != before[name]]
         if changed:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
