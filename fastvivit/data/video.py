@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastvivit.data.container import VideoError, VideoInfo, choose_stream, open_video, probe
+from fastvivit.data.container import Source, VideoError, VideoInfo, choose_stream, open_video, probe, source_name
 from fastvivit.data.pictures import Picture, Suspicious, pictures
 from fastvivit.data.scaling import Scaler
 
@@ -20,7 +18,7 @@ _ROUNDING = 1e-7  # seconds; i / fps is rounded, a timestamp of the same instant
 
 
 def read_clip(
-    path: str | os.PathLike[str],
+    path: Source,
     frames: int,
     fps: float = 1.0,
     size: int | tuple[int, int] = 256,
@@ -44,7 +42,8 @@ def read_clip(
     decoding from the beginning.
 
     Args:
-        path: a local video file.
+        path: a local video file; or a member of a tar, as ``shards/train-0000.tar/cup.mp4``; or a binary file object
+            that can seek, such as ``io.BytesIO(encoded)``, which is read from its beginning and left open.
         frames: pictures wanted, at least 1.
         fps: pictures per second of the clip, above 0.
         size: pixels of the square, or ``(h, w)``.
@@ -64,7 +63,6 @@ def read_clip(
         ImportError: PyAV is not installed.
     """
     height, width = check_clip(frames, fps, size, start, stream, end)
-    file = Path(path)
     instants = [start + i / fps for i in range(frames)]
     if end is not None:
         if not pad:
@@ -73,9 +71,9 @@ def read_clip(
         instants = [min(instant, end - 2 * _ROUNDING) for instant in instants]
     out = np.empty((len(instants), height, width, 3), np.uint8)
     try:
-        filled = _read(file, stream, start, instants, out, pad, patient=False)
+        filled = _read(path, stream, start, instants, out, pad, patient=False)
     except Suspicious:
-        filled = _read(file, stream, start, instants, out, pad, patient=True)
+        filled = _read(path, stream, start, instants, out, pad, patient=True)
     return torch.from_numpy(out[:filled]).permute(3, 0, 1, 2)
 
 
@@ -105,7 +103,7 @@ def check_clip(
 
 
 def _read(
-    file: Path,
+    path: Source,
     stream: int | None,
     start: float,
     instants: list[float],
@@ -118,7 +116,8 @@ def _read(
     filled = 0
     shown: Picture | None = None
     scaler = Scaler(out.shape[1], out.shape[2])
-    with open_video(file) as container:
+    file = source_name(path)
+    with open_video(path) as container:
         chosen = choose_stream(container, file, stream)
         for picture in pictures(container, chosen, file, start, patient):
             if shown is not None:
