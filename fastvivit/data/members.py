@@ -103,7 +103,7 @@ def _plain(name: str) -> str:
     return str(PurePosixPath(name.lstrip("/")))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _members(tar: str, size: int, mtime: int) -> dict[str, tuple[int, int]]:
     return index_tar(Path(tar)).members
 

@@ -65,16 +65,14 @@ def read_tars(source: str | os.PathLike[str]) -> list[Entry]:
                 entries.append(entry_of(row, tar))
             except ValueError as error:
                 raise ValueError(f"{tar}: sample {sample['__key__']!r}: {error}") from None
-    if videoless or captionless:
-        _log.warning(
-            "%s: passed over %d samples without a video or image and %d without a caption",
-            source, videoless, captionless,
-        )  # fmt: skip
+    passed = f"{videoless} without a video or image and {captionless} without a caption"
     if not entries:
         raise ValueError(
-            f"{source}: wanted at least one sample of a video and a caption, found {videoless} without a video and "
-            f"{captionless} without a caption"
+            f"{source}: wanted at least one sample of a video and a caption, found {passed}; members of a sample lie "
+            "next to each other (tar --sort=name)"
         )
+    if videoless or captionless:
+        _log.warning("%s: passed over samples: %s", source, passed)
     return entries
 
 
