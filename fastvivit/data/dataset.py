@@ -48,7 +48,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ``dataset.record_failures(batch["failures"])``.
 
     Args:
-        source: the path of a manifest, or its entries.
+        source: the path of a manifest or of tar shards, as ``read_manifest`` takes it, or its entries.
         frames: pictures a clip; shorter clips repeat their last one.
         fps: pictures per second.
         size: pixels of the square, or ``(h, w)``.

@@ -58,10 +58,11 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     A line of JSON is ``{"video": path, "caption": str | [str], "start": s?, "end": s?, "stream": i?,
     "twin": path?}`` and any further fields. A name ending in ``.csv`` is read as CSV with these columns in
     its first line; an empty cell is an absent field, and a video with several captions takes several lines.
-    Paths are relative to the manifest's folder. Empty lines are passed over.
+    Paths are relative to the manifest's folder, and may go through a tar (``train-0000.tar/cup.mp4``). Empty lines are
+    passed over. WebDataset shards are read in place of a manifest: ``fastvivit.data.tars.read_tars``.
 
     Args:
-        path: a JSONL or CSV file in UTF-8.
+        path: a JSONL or CSV file in UTF-8; or a tar, several as ``train-{0000..0009}.tar``, or a folder of them.
 
     Returns:
         At least one entry, in the order of the file.
@@ -69,6 +70,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     Raises:
         ValueError: no such file, not UTF-8, no entry, or a bad line: file, line number and field are named.
     """
+    from fastvivit.data.tars import are_tars, read_tars
+
+    if are_tars(path):
+        return read_tars(path)
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
@@ -77,7 +82,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     try:
         for line, row in rows(file):
             try:
-                entries.append(_entry(row, file.parent))
+                entries.append(entry_of(row, file.parent))
             except ValueError as error:
                 raise ValueError(f"{file}:{line}: {error}") from None
     except UnicodeDecodeError as error:
@@ -150,7 +155,12 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None
 
 
-def _entry(row: dict[str, Any], folder: Path) -> Entry:
+def entry_of(row: dict[str, Any], folder: Path) -> Entry:
+    """An entry out of a manifest's line, whose paths are relative to ``folder``.
+
+    Raises:
+        ValueError: a field that is missing or wrong.
+    """
     if "video" not in row and "image" in row:
         raise ValueError("'image': entries of images are not supported, wanted 'video'")
     for name in ("video", "caption"):
