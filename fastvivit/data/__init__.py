@@ -2,7 +2,8 @@
 
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
-from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_stills
+from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
@@ -10,7 +11,7 @@ from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.video import read_clip
-from fastvivit.data.writer import write_clip
+from fastvivit.data.writer import write_clip, write_image
 
 __all__ = [
     "ClipDataset",
@@ -32,9 +33,12 @@ __all__ = [
     "pack",
     "probe",
     "read_clip",
+    "read_image",
     "read_manifest",
     "sample_seed",
     "write_clip",
     "write_digits",
+    "write_image",
     "write_manifest",
+    "write_stills",
 ]
