@@ -8,6 +8,8 @@ from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
+from fastvivit.data.synthetic import caption_frames, summarise_transcripts
+from fastvivit.data.tars import read_tars
 from fastvivit.data.video import read_clip
 from fastvivit.data.writer import write_clip
 
@@ -23,13 +25,16 @@ __all__ = [
     "MixSampler",
     "VideoError",
     "VideoInfo",
+    "caption_frames",
     "collate",
     "import_annotations",
     "make_clip",
     "probe",
     "read_clip",
     "read_manifest",
+    "read_tars",
     "sample_seed",
+    "summarise_transcripts",
     "write_clip",
     "write_digits",
     "write_manifest",
