@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import tarfile
 
 import pytest
@@ -299,3 +300,14 @@ def test_a_file_object_must_seek():
         read_clip(b"no path", 1)
     with pytest.raises(VideoError, match="a BytesIO is empty"):
         probe(io.BytesIO())
+
+
+def test_without_the_library_the_message_says_how_to_get_it(tmp_path, monkeypatch):
+    tar = pack(tmp_path / "a.tar", {"a.mp4": b"1", "a.txt": b"a"})
+    for name in ("webdataset", "webdataset.tariterators"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source in (tar, tmp_path):
+        with pytest.raises(ImportError, match=r"tar shards needs webdataset .*pip install fastvivit\[train\]"):
+            read_manifest(source)
+    with open_file(tar / "a.txt") as member:  # a manifest that names members needs no library
+        assert member.read() == b"a"
