@@ -28,6 +28,7 @@ _EXTRAS = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "bitsandbytes": "lowbit",
     "webdataset": "train",
 }
 # What a command ends with: right, failed, the user's mistake, Ctrl-C.

@@ -34,6 +34,7 @@ _PACKAGES = {
     "tensorboard": "train",
     "matplotlib": "train",
     "webdataset": "train",
+    "bitsandbytes": "lowbit",
 }
 
 

@@ -8,6 +8,7 @@ from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
+from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.synthetic import caption_frames, summarise_transcripts
 from fastvivit.data.tars import read_tars
 from fastvivit.data.video import read_clip
@@ -23,12 +24,15 @@ __all__ = [
     "ImportResult",
     "Mix",
     "MixSampler",
+    "PackResult",
+    "PackedDataset",
     "VideoError",
     "VideoInfo",
     "caption_frames",
     "collate",
     "import_annotations",
     "make_clip",
+    "pack",
     "probe",
     "read_clip",
     "read_manifest",
