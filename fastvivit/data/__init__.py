@@ -2,7 +2,8 @@
 
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
-from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_stills
+from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
@@ -12,7 +13,7 @@ from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.synthetic import caption_frames, summarise_transcripts
 from fastvivit.data.tars import read_tars
 from fastvivit.data.video import read_clip
-from fastvivit.data.writer import write_clip
+from fastvivit.data.writer import write_clip, write_image
 
 __all__ = [
     "ClipDataset",
@@ -35,11 +36,14 @@ __all__ = [
     "pack",
     "probe",
     "read_clip",
+    "read_image",
     "read_manifest",
     "read_tars",
     "sample_seed",
     "summarise_transcripts",
     "write_clip",
     "write_digits",
+    "write_image",
     "write_manifest",
+    "write_stills",
 ]
