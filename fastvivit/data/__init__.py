@@ -10,6 +10,8 @@ from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards import PackedDataset, PackResult, pack
+from fastvivit.data.synthetic import caption_frames, summarise_transcripts
+from fastvivit.data.tars import read_tars
 from fastvivit.data.video import read_clip
 from fastvivit.data.writer import write_clip, write_image
 
@@ -27,6 +29,7 @@ __all__ = [
     "PackedDataset",
     "VideoError",
     "VideoInfo",
+    "caption_frames",
     "collate",
     "import_annotations",
     "make_clip",
@@ -35,7 +38,9 @@ __all__ = [
     "read_clip",
     "read_image",
     "read_manifest",
+    "read_tars",
     "sample_seed",
+    "summarise_transcripts",
     "write_clip",
     "write_digits",
     "write_image",
