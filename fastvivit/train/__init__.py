@@ -23,7 +23,9 @@ from fastvivit.train.tables import (
     OptimiserConfig,
     RunConfig,
     ScheduleConfig,
+    SourceConfig,
     TextConfig,
+    TuningConfig,
 )
 from fastvivit.train.vision import VisionCache, VisionDataset
 
@@ -43,8 +45,10 @@ __all__ = [
     "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TextConfig",
     "TrainConfig",
+    "TuningConfig",
     "VisionCache",
     "VisionConfig",
     "VisionDataset",
