@@ -139,6 +139,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
             self._broken[failure.index] = True
             self.failures.setdefault(failure.video, failure.reason)
 
+    def clip(self, index: int) -> Tensor:
+        """The whole clip of an entry, or of what replaces it where that is broken: its item's ``video``."""
+        return self[index]["video"]
+
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch of this data set's items: ``fastvivit.data.collate``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,14 @@ class TrainConfig:
     def sources(self) -> tuple[SourceConfig, ...]:
         """What is trained on: ``data.sources``, or ``data.train`` as the only one."""
         return self.data.sources or (SourceConfig(path=self.data.train, batch=self.batch_size),)
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        """The mask of each source."""
+        return tuple(
+            self.mask if source.mask_ratio is None else replace(self.mask, ratio=source.mask_ratio)
+            for source in self.sources
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; infinity becomes the string "inf", which JSON lacks."""
