@@ -49,6 +49,7 @@ BENCHES = {
     ),
     "more": (
         ("whole encoders", ("encoder/",), False, 60),
+        ("switches that save memory", ("memory/",), False, 120),
         ("models of transformers", ("models/",), False, 60),
         ("captioning", ("caption/", "linear_cross_entropy/"), False, 60),
         ("every masking ratio", MASKED, False, 60),
@@ -94,7 +95,7 @@ def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = 
 def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[Step]:
     run = [*module, "benchmarks.run"]
     if dry:
-        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "models/")
+        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "memory/", "models/")
         words = kernels if stage == "bench" else models
         return [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
     kept = ["--save", *save]
