@@ -191,16 +191,32 @@ class Pages:
         return np.frombuffer(found.raw, np.uint8) & 1 > 0
 
 
+def cold(file):
+    """``Pages`` of a file of which nothing is in the cache; a skip where that can't be had."""
+    pages = Pages(file)
+    pages.drop()
+    if pages.resident().any() or os.sysconf("SC_PAGE_SIZE") != 4096:
+        pytest.skip("this file system keeps its files in memory, or pages are not of 4,096 bytes")
+    return pages
+
+
+def test_nothing_is_read_ahead(undecoded, entries, tmp_path):
+    pack(entries(2), tmp_path / "pack", frames=16, size=128)
+    pages = cold(tmp_path / "pack" / "shard-00000.bin")
+    data = PackedDataset(tmp_path / "pack")
+    first = data.layout.group * 5
+    data.tubelets(1, torch.from_numpy(storage_order(1, 512)[first : first + data.layout.group]).sort().values)
+    begin = (data.layout.clip_bytes + 5 * data.layout.group_bytes) // 4096
+    assert np.flatnonzero(pages.resident()).tolist() == [begin, begin + 1, begin + 2]
+
+
 @pytest.mark.parametrize("strategy", ["grouped", "random"])
 @pytest.mark.parametrize("tubelet", [(2, 16, 16), (2, 8, 16)])
 def test_what_is_read_of_a_cold_file(undecoded, entries, tmp_path, strategy, tubelet):
     """Pages, counted by the kernel. Of whole groups exactly the kept share; of single tubelets most."""
     given = {"frames": 16, "fps": 1.0, "size": 128, "tubelet": tubelet}
     pack(entries(4), tmp_path / "pack", **given)
-    pages = Pages(tmp_path / "pack" / "shard-00000.bin")
-    pages.drop()
-    if pages.resident().any() or os.sysconf("SC_PAGE_SIZE") != 4096:
-        pytest.skip("this file system keeps its files in memory, or pages are not of 4,096 bytes")
+    pages = cold(tmp_path / "pack" / "shard-00000.bin")
     data = PackedDataset(tmp_path / "pack", mask_ratio=0.75, strategy=strategy)
     items = [data[i] for i in range(4)]
     found = pages.resident()
