@@ -3,6 +3,8 @@
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.guarded import DecoderDied, DecoderTimeout, GuardedReader
+from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
@@ -14,11 +16,14 @@ from fastvivit.data.writer import write_clip
 
 __all__ = [
     "ClipDataset",
+    "DecoderDied",
+    "DecoderTimeout",
     "DigitsConfig",
     "Draw",
     "Entry",
     "EpochSampler",
     "Failure",
+    "GuardedReader",
     "ImportResult",
     "Mix",
     "MixSampler",
@@ -32,6 +37,7 @@ __all__ = [
     "pack",
     "probe",
     "read_clip",
+    "read_image",
     "read_manifest",
     "sample_seed",
     "write_clip",

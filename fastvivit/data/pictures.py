@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastvivit.data.container import VideoError, decoder_threads, import_av, reason
+from fastvivit.data.container import VideoError, import_av, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -50,7 +50,7 @@ class Picture(NamedTuple):
 
 
 def pictures(
-    container: InputContainer, stream: VideoStream, file: Path, start: float, patient: bool
+    container: InputContainer, stream: VideoStream, file: Path, start: float, threads: int, patient: bool
 ) -> Iterator[Picture]:
     """Decode a stream in the order of display.
 
@@ -63,6 +63,7 @@ def pictures(
         stream: one of its video streams.
         file: its path, for errors.
         start: seconds; pictures that have left the screen before may be left out.
+        threads: decoder threads of a reading that is not patient; they change no picture.
         patient: read from the first picture, on one thread, and mend timestamps; else raise `Suspicious`.
 
     Yields:
@@ -73,7 +74,7 @@ def pictures(
         Suspicious: only where not patient.
     """
     stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = 1 if patient else decoder_threads()
+    stream.codec_context.thread_count = 1 if patient else threads
     tick = float(stream.time_base)
     step = max(1, round(1 / (stream.average_rate * stream.time_base))) if stream.average_rate else 1
     frames = _decode(container, stream, file, patient)
