@@ -33,7 +33,8 @@ class Pack:
         size: pixels of the square.
         tubelet: pixels of a tubelet, frames, rows, columns.
         shard_size: of a file at most, as 500MB or 1GB.
-        workers: clips decoded at a time.
+        workers: clips decoded at a time, each in a process of its own.
+        deadline: for decoding one clip; what takes longer is left out.
         check: read every byte of a pack and compare it with what was written; exit status 1 where it differs.
     """
 
@@ -45,6 +46,7 @@ class Pack:
     tubelet: Annotated[str, tyro.conf.arg(metavar="T,H,W")] = "2,16,16"
     shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "1GB"
     workers: int = 1
+    deadline: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     check: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
 
 
@@ -69,6 +71,7 @@ def run(arguments: list[str]) -> int:
             tubelet=tubelet,
             shard_size=shard_size,
             workers=options.workers,
+            deadline=options.deadline,
             progress=advance,
         )
     print(f"{made.clips} clips, {made.bytes / 1e6:,.1f} MB: {made.folder}")

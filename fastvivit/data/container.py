@@ -63,9 +63,7 @@ def import_av() -> ModuleType:
 
 
 @contextmanager
-def open_video(
-    path: str | os.PathLike[str], what: str = "path", kind: str = "a video"
-) -> Iterator[InputContainer]:
+def open_video(path: str | os.PathLike[str], what: str = "path", kind: str = "a video") -> Iterator[InputContainer]:
     """Open a local file for decoding; it is closed on every way out.
 
     Args:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.container import VideoError
-from fastvivit.data.dataset import Failure, read_entry
+from fastvivit.data.dataset import Failure
 from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.shards.decode import Read, decoding
 from fastvivit.data.shards.files import QUARANTINE, Pack, Place, is_pack, read_pack, write_pack
 from fastvivit.data.shards.job import Part, Written, clean, finished, parts_of, source_hash, working, write_part
 from fastvivit.data.shards.layout import Layout, layout_of, storage_order
@@ -54,6 +55,7 @@ def pack(
     tubelet: Sequence[int] = (2, 16, 16),
     shard_size: int = 10**9,
     workers: int = 1,
+    deadline: float | None = 60.0,
     progress: Callable[[int], object] | None = None,
 ) -> PackResult:
     """Decode every clip of a manifest into shards of bytes, of which a masked step reads the kept tubelets alone.
@@ -70,6 +72,8 @@ def pack(
         tubelet: of the encoder that will read them, (t, h, w).
         shard_size: bytes of a shard at most, though one clip at least.
         workers: clips decoded at a time.
+        deadline: seconds for one clip, which a process of its own decodes: a file that hangs or crashes it is left out.
+            None decodes in this process.
         progress: called with the number of entries done since the last call.
 
     Returns:
@@ -91,11 +95,11 @@ def pack(
         complete = _same(folder, digest)
         clean(folder)
         return _result(complete)
-    with working(folder, digest) as work:
+    with decoding(deadline, workers) as decode, working(folder, digest) as work:
         done = {part.number: written for part in parts if (written := finished(work, part)) is not None}
         _tell(progress, sum(len(part.entries) for part in parts if part.number in done))
         todo = [part for part in parts if part.number not in done]
-        read = lambda place: _packed(entries[place], place, layout, frames, fps, size)
+        read = lambda place: _packed(decode, entries[place], place, layout, frames, fps, size)
         for part, written in _written(work, todo, read, workers):
             done[part.number] = written
             _tell(progress, len(part.entries))
@@ -133,11 +137,11 @@ def check(folder: str | os.PathLike[str], *, progress: Callable[[int], object] |
 
 
 def _packed(
-    entry: Entry, place: int, layout: Layout, frames: int, fps: float, size: int | tuple[int, int]
+    decode: Read, entry: Entry, place: int, layout: Layout, frames: int, fps: float, size: int | tuple[int, int]
 ) -> np.ndarray | str:
     """A clip as it is stored, or why it can't be read."""
     try:
-        return arrange(read_entry(entry, frames, fps, size), layout, place)
+        return arrange(decode(entry, frames, fps, size), layout, place)
     except (VideoError, OSError) as error:
         return str(error)
 

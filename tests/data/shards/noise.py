@@ -6,7 +6,7 @@ import torch
 
 from fastvivit.data import VideoError
 
-LOOK = {"frames": 8, "fps": 2.0, "size": 64, "tubelet": (2, 16, 16)}
+LOOK = {"frames": 8, "fps": 2.0, "size": 64, "tubelet": (2, 16, 16), "deadline": None}
 
 
 def pixels(entry, frames, fps, size):

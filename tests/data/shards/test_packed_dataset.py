@@ -201,7 +201,7 @@ def cold(file):
 
 
 def test_nothing_is_read_ahead(undecoded, entries, tmp_path):
-    pack(entries(2), tmp_path / "pack", frames=16, size=128)
+    pack(entries(2), tmp_path / "pack", frames=16, size=128, deadline=None)
     pages = cold(tmp_path / "pack" / "shard-00000.bin")
     data = PackedDataset(tmp_path / "pack")
     first = data.layout.group * 5
@@ -214,7 +214,7 @@ def test_nothing_is_read_ahead(undecoded, entries, tmp_path):
 @pytest.mark.parametrize("tubelet", [(2, 16, 16), (2, 8, 16)])
 def test_what_is_read_of_a_cold_file(undecoded, entries, tmp_path, strategy, tubelet):
     """Pages, counted by the kernel. Of whole groups exactly the kept share; of single tubelets most."""
-    given = {"frames": 16, "fps": 1.0, "size": 128, "tubelet": tubelet}
+    given = {"frames": 16, "fps": 1.0, "size": 128, "tubelet": tubelet, "deadline": None}
     pack(entries(4), tmp_path / "pack", **given)
     pages = cold(tmp_path / "pack" / "shard-00000.bin")
     data = PackedDataset(tmp_path / "pack", mask_ratio=0.75, strategy=strategy)
