@@ -149,11 +149,9 @@ def _packed(
 def arrange(clip: Tensor, layout: Layout, entry: int) -> np.ndarray:
     """The bytes (clip bytes,) of a clip (C, T, H, W) as they are stored."""
     whole = Tubelets.from_clips(clip.unsqueeze(0), None, layout.tubelet).pixels.movedim(1, -1)
-    rows = whole.reshape(layout.groups, layout.group, -1).flatten(0, 1).numpy()
+    rows = whole.flatten(1).numpy()[storage_order(entry, layout.tokens)]
     stored = np.zeros((layout.groups, layout.group_bytes), np.uint8)
-    filled = stored[:, : layout.group * layout.tubelet_bytes].reshape(layout.groups, layout.group, -1)
-    assert np.shares_memory(filled, stored)
-    filled[:] = rows[storage_order(entry, layout.tokens)].reshape(filled.shape)
+    stored[:, : layout.group * layout.tubelet_bytes] = rows.reshape(layout.groups, -1)
     return stored.reshape(-1)
 
 
