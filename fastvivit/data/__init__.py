@@ -2,7 +2,7 @@
 
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
-from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
+from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_stills
 from fastvivit.data.guarded import DecoderDied, DecoderTimeout, GuardedReader
 from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
@@ -12,7 +12,7 @@ from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.video import read_clip
-from fastvivit.data.writer import write_clip
+from fastvivit.data.writer import write_clip, write_image
 
 __all__ = [
     "ClipDataset",
@@ -42,5 +42,7 @@ __all__ = [
     "sample_seed",
     "write_clip",
     "write_digits",
+    "write_image",
     "write_manifest",
+    "write_stills",
 ]
