@@ -3,6 +3,7 @@
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_stills
+from fastvivit.data.guarded import DecoderDied, DecoderTimeout, GuardedReader
 from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
@@ -17,11 +18,14 @@ from fastvivit.data.writer import write_clip, write_image
 
 __all__ = [
     "ClipDataset",
+    "DecoderDied",
+    "DecoderTimeout",
     "DigitsConfig",
     "Draw",
     "Entry",
     "EpochSampler",
     "Failure",
+    "GuardedReader",
     "ImportResult",
     "Mix",
     "MixSampler",
