@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from fastvivit.train.checks import above, at_least, one_of
 
-_STRATEGIES = ("random", "tube", "frame")
+_STRATEGIES = ("random", "tube", "frame", "grouped")
 _METHODS = ("all", "last_layers", "adapters", "lora", "temporal")
 _EXTEND = ("interpolate", "repeat", "tile")
 _INFLATE = ("average", "central")
 _DEVICES = ("auto", "cpu", "cuda")
-_PRECISIONS = ("auto", "float32")
+_PRECISIONS = ("auto", "float32", "bfloat16")
+_STATES = ("float32", "8bit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +99,19 @@ class SourceConfig:
         path: a manifest of clips or of images, or packed shards.
         batch: its samples of every step. They are told from each other alone, not from those of other sources.
         weight: of its loss: a step's is the weighted mean.
+        mask_ratio: share of the tokens that its samples lose; None is the run's ``mask.ratio``.
     """
 
     path: str
     batch: int
     weight: float = 1.0
+    mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
         at_least("data.sources", self, 1, "batch")
         above("data.sources", self, 0, "weight")
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"data.sources.mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,8 @@ class DataConfig:
     """The clips. Their frames and size are the model's.
 
     Attributes:
-        train: a manifest of clips or of images, or packed shards (``fastvivit data pack``); None with ``sources``.
+        train: a manifest of clips or of images, tar shards as WebDataset has them (``shards/train-{0000..0009}.tar``),
+            or packed shards (``fastvivit data pack``); None with ``sources``.
         sources: several of them, each with its share of a batch and its weight, in place of ``train``.
         heldout: the manifest that scores are taken on, or None.
         fps: pictures per second of a clip; paper: 1.
@@ -149,6 +155,8 @@ class OptimiserConfig:
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         clip: the gradient is scaled down to this norm; inf leaves it.
+        states: "float32" moments, or "8bit" ones, a quarter of the memory, in blocks of 256 with a scale each
+            (Dettmers et al. 2022) by the library bitsandbytes. Those of parameters below 4096 numbers stay float32.
     """
 
     lr: float = 5e-5
@@ -156,8 +164,10 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 2.0
+    states: str = "float32"
 
     def __post_init__(self) -> None:
+        one_of("optimiser.states", self.states, _STATES)
         above("optimiser", self, 0, "lr", "eps", "clip")
         at_least("optimiser", self, 0, "weight_decay")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -191,7 +201,8 @@ class MaskConfig:
 
     Attributes:
         ratio: share to drop, 0 <= ratio < 1.
-        strategy: "random", "tube" or "frame", as in ``F.random_keep``.
+        strategy: "random", "tube" or "frame", as in ``F.random_keep``; of packed shards also "grouped", random groups
+            of places of which exactly the kept share is read from the disk (``fastvivit.data.shards``).
     """
 
     ratio: float = 0.75
@@ -214,7 +225,8 @@ class RunConfig:
         keep_last: how many checkpoints stay.
         tensorboard: write TensorBoard events.
         device: "auto" takes a GPU where there is one, "cpu" or "cuda".
-        precision: "auto" is bfloat16 autocast on a GPU and float32 on a CPU; "float32" is that everywhere.
+        precision: of products. "auto" is bfloat16 on a GPU and float32 on a CPU, "float32" and "bfloat16" are that
+            everywhere. Parameters, gradients and the optimiser's states are float32 in any case.
     """
 
     log_every: int = 50
