@@ -176,6 +176,17 @@ def test_dropout_is_replayed(replayed, monkeypatch):
         assert torch.equal(torch.rand(3), after)
 
 
+def test_dropout_of_captions_is_replayed_beside_a_frozen_encoder():
+    model = dual(dropout=0.2)
+    model.video.requires_grad_(False)
+    whole = copy.deepcopy(model)
+    torch.manual_seed(5)
+    in_a_loop(whole, [part()], 3)
+    torch.manual_seed(5)
+    chunked_backward(model, [part()], chunk=3)
+    torch.testing.assert_close(gradients(model), gradients(whole))
+
+
 @pytest.mark.parametrize("kind", ["mlm", "captioning"])
 def test_what_an_auxiliary_loss_draws_is_drawn_once(kind):
     model, parts = dual(auxiliary=kind, dropout=0.2), [part(text_seeds=range(7))]
