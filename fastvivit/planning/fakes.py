@@ -1,0 +1,69 @@
+"""Encoders without memory: what a model needs to go through a step under fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import nn
+
+import fastvivit.functional as F
+from fastvivit.models import ViViTConfig
+from fastvivit.modules.vivit import GROUPS
+from fastvivit.tokens import Grouping, Tokens
+
+
+def widen_norms(model: nn.Module) -> None:
+    """Give every LayerNorm float32, as a GPU's autocast does; a CPU's own leaves it in 16 bits."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+def fill(model: nn.Module, device: str) -> None:
+    """Give a model made on "meta" parameters of ``device``, of whatever kind ``torch.empty`` makes now."""
+    for module in model.modules():
+        for name, old in module.named_parameters(recurse=False):
+            new = torch.empty(old.shape, dtype=old.dtype, device=device)
+            setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def kept_tokens(config: ViViTConfig, mask_ratio: float) -> int:
+    """Tokens that a clip keeps; each tube is masked at the ratio."""
+    sizes = [prod(grid) for grid in config.views]
+    return sum(size - int(size * mask_ratio) for size in sizes)
+
+
+def attended(config: ViViTConfig, mask_ratio: float, clips: int) -> dict[tuple[int, int], int]:
+    """Sums of squared lengths of the groupings that attention runs in, by (sequences, longest): one seeded draw."""
+    generator = torch.Generator().manual_seed(0)
+    parts, start = [], 0
+    for grid in config.views:
+        size = prod(grid)
+        parts.append(F.random_keep(clips, size, mask_ratio, generator=generator) + start)
+        start += size
+    ids = torch.cat(parts, 1)
+    tokens = Tokens([config.views] * clips, [ids.shape[1]] * clips, ids.reshape(-1), ids.device)
+    groups = [tokens.grouping(GROUPS[config.attention])]
+    if config.attention == "factorised":
+        groups.append(tokens.by_place)
+    if config.cross_view:
+        groups.append(tokens.by_clip)
+    return {(group.sequences, group.max_seqlen): _squares(group) for group in groups}
+
+
+def _squares(group: Grouping) -> int:
+    return int(group.cu_seqlens.long().diff().square().sum())
+
+
+def attention_flops(config: ViViTConfig, lengths: dict[tuple[int, int], int]) -> dict[object, Callable]:
+    """Formulas that know the lengths: the op's own sees shapes, and takes sequences for equally long."""
+
+    def forward(q, k, v, cu_seqlens_q, cu_seqlens_k, longest, *_rest, **_more) -> int:
+        return 4 * config.width * lengths[cu_seqlens_q[0] - 1, longest]
+
+    def backward(grad_out, grad_lse, q, k, v, out, lse, *settings, **_more) -> int:
+        return 5 * forward(q, k, v, *settings) // 2
+
+    return {torch.ops.fastvivit.varlen_attention: forward, torch.ops.fastvivit.varlen_attention_backward: backward}
