@@ -54,9 +54,14 @@ class Ledger(TorchDispatchMode):
         if storage not in self._known:
             self._known.add(storage)
             self.now += storage.nbytes()
-            weakref.finalize(storage, self._gone, storage.nbytes()).atexit = False
+            weakref.finalize(storage, self.gone, storage.nbytes(), self.place()).atexit = False
 
-    def _gone(self, size: int) -> None:
+    def place(self) -> int:
+        """Called for every storage that is made; what it returns comes back when the storage goes."""
+        return 0
+
+    def gone(self, size: int, place: int) -> None:
+        """A storage of ``size`` bytes has gone."""
         self.now -= size
 
 
