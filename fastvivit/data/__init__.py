@@ -5,6 +5,7 @@ from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, read_manifest, write_manifest
+from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.video import read_clip
@@ -13,10 +14,13 @@ from fastvivit.data.writer import write_clip
 __all__ = [
     "ClipDataset",
     "DigitsConfig",
+    "Draw",
     "Entry",
     "EpochSampler",
     "Failure",
     "ImportResult",
+    "Mix",
+    "MixSampler",
     "VideoError",
     "VideoInfo",
     "collate",

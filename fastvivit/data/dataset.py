@@ -40,6 +40,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     An item is a dict: ``video`` uint8 (C, T, H, W); ``caption``, one of the entry's captions, drawn from
     (seed, epoch, index); ``index``, the entry that was read; ``mask_seed``, an int below 2**63 from (seed,
     epoch, index) to draw this sample's mask from; ``failures``, a tuple of the `Failure` met on the way.
+    ``dataset[index, epoch]`` is the item of that epoch, ``dataset[index]`` that of ``set_epoch``.
 
     A file that can't be read is warned about once (logging), kept in `failures`, not tried again, and
     replaced by the next readable entry of a permutation that depends on the seed alone.
@@ -84,26 +85,32 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
 
+    @property
+    def kind(self) -> str:
+        """What its items are."""
+        return "video"
+
     def __len__(self) -> int:
         """Entries, broken ones included."""
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """One item; see the class."""
+        index, epoch = index if isinstance(index, tuple) else (index, self.epoch)
         if not 0 <= index < len(self.entries):
             raise IndexError(f"index: wanted 0 to {len(self.entries) - 1}, got {index}")
         found: list[Failure] = []
         for candidate in self._candidates(index):
-            video = self._read(candidate, found)
+            video = self._read(candidate, epoch, found)
             if video is None:
                 continue
             captions = self.entries[candidate].captions
-            draw = sample_seed(self.seed, self.epoch, index, "caption")
+            draw = sample_seed(self.seed, epoch, index, "caption")
             return {
                 "video": video,
                 "caption": captions[draw % len(captions)],
                 "index": candidate,
-                "mask_seed": sample_seed(self.seed, self.epoch, index, "mask"),
+                "mask_seed": sample_seed(self.seed, epoch, index, "mask"),
                 "failures": tuple(found),
             }
         example = next(iter(self.failures.items()), ("", "found by another worker"))
@@ -128,6 +135,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         for failure in failures:
             self._broken[failure.index] = True
             self.failures.setdefault(failure.video, failure.reason)
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of this data set's items: ``fastvivit.data.collate``."""
+        return collate(items)
 
     def twin_indices(self) -> list[int]:
         """For every entry, the entry whose video is its twin, or -1.
@@ -160,8 +172,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         for step in range(1, len(self.entries)):
             yield int(self._replacements[(place + step) % len(self.entries)])
 
-    def _read(self, index: int, found: list[Failure]) -> Tensor | None:
-        """The clip of an entry, or None and a new line in ``found``."""
+    def _read(self, index: int, epoch: int, found: list[Failure]) -> Tensor | None:
+        """The clip of an entry in an epoch, or None and a new line in ``found``."""
         if self._broken[index]:
             return None
         if self._cache is not None and index in self._cache:

@@ -13,6 +13,7 @@ import fastvivit.functional as F
 from fastvivit.modules.auxiliary import AuxiliaryConfig, MaskedLanguageHead, make_head
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.text import TextTower
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 
 
@@ -56,6 +57,15 @@ class VideoTextModel(nn.Module):
         """What multiplies the cosines, 0-d."""
         return self.logit_scale.clamp(max=math.log(100.0)).exp()
 
+    def set_grad_checkpointing(self, enable: bool = True, policy: str = "full", *, offload: bool = False) -> None:
+        """Checkpoint both encoders: see ``ViViT.set_grad_checkpointing``.
+
+        "selective" is for the video encoder alone; the text encoder is checkpointed by "full", where transformers
+        can, or keeps everything.
+        """
+        self.video.set_grad_checkpointing(enable, policy, offload=offload)
+        self.text.set_grad_checkpointing(enable and policy == "full", offload=offload)
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""
         spared = {f"video.{name}" for name in self.video.no_weight_decay()} | {"logit_scale"}
@@ -69,7 +79,7 @@ class VideoTextModel(nn.Module):
 
     def encode_video(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         mask_ratio: float = 0.0,
         *,
         keep: Keep = None,
@@ -84,7 +94,7 @@ class VideoTextModel(nn.Module):
 
     def forward(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         texts: Sequence[str],
         *,
         mask_ratio: float = 0.0,
@@ -107,7 +117,7 @@ class VideoTextModel(nn.Module):
 
     def losses(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         texts: Sequence[str],
         *,
         mask_ratio: float = 0.0,
@@ -119,7 +129,7 @@ class VideoTextModel(nn.Module):
         """The loss and its parts. The encoder runs once, and an auxiliary head sees the same masked clips.
 
         Args:
-            video: B clips or images.
+            video: B clips or images, or their kept ``Tubelets``.
             texts: B captions.
             mask_ratio: share of the tokens to drop.
             keep: the tokens to keep instead.

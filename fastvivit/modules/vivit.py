@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
@@ -17,6 +16,9 @@ from fastvivit.modules.block import Block
 from fastvivit.modules.clips import Clips, Keep, Kept, in_grid_order
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
+from fastvivit.modules.offload import HostOffload
+from fastvivit.modules.recompute import checkpointed, require_policy
+from fastvivit.modules.tubelets import Tubelets, embed_tubelets
 from fastvivit.tokens import Grid, Tokens, Views
 
 # The sequences that a block's attention runs in, by ``ViViTConfig.attention``.
@@ -94,7 +96,8 @@ class ViViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in config.drop_rates)
         self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
-        self.checkpointing = False
+        self.checkpointing: str | None = None
+        self.offload: HostOffload | None = None
         self.tuning: dict[str, Any] | None = None
         self.imported = None
 
@@ -108,9 +111,33 @@ class ViViT(nn.Module):
         ends = (".pos", ".pos_time", "cls", "cls_pos", "pool.query")
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks while training; they are computed again in the backward."""
-        self.checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, policy: str = "full", *, offload: bool = False) -> None:
+        """Keep less of what blocks compute while training; the backward computes it again. No number changes.
+
+        Kept of a block, in numbers of its dtype a token, D wide and F in the feed-forward layer:
+
+        | | numbers | at F = 4 D | computed again |
+        | --- | --- | --- | --- |
+        | off | 8 D + 2 F | 16 D | nothing |
+        | "selective" | 6 D + F | 10 D | LayerNorms, the activation, moves of rows |
+        | "full" | D | D | the block |
+
+        The 6 D are the block's input, queries, keys and values, what attention gives, and the sum of that and the
+        input. Off and "selective" keep 4 bytes a head more, and 16 of the norms. Autocast on a GPU norms in float32:
+        off, the two sums then take twice their bytes. A second attention (factorised encoder) keeps 7 D beside all
+        this, "selective" 6 D. The activation "quick_gelu" keeps F more.
+
+        Args:
+            enable: or keep everything.
+            policy: "full" or "selective".
+            offload: what "full" keeps waits in host memory: see ``HostOffload``.
+
+        Raises:
+            ValueError: an unknown policy; ``offload`` with another than "full".
+        """
+        require_policy(policy, offload)
+        self.checkpointing = policy if enable else None
+        self.offload = HostOffload() if enable and offload else None
 
     @torch.no_grad()
     def extend_frames(self, frames: int, how: str = "interpolate") -> None:
@@ -140,7 +167,7 @@ class ViViT(nn.Module):
 
     def forward(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         *,
         mask_ratio: float = 0.0,
         keep: Keep = None,
@@ -151,10 +178,10 @@ class ViViT(nn.Module):
         """Encode clips, or images.
 
         Args:
-            video: (B, C, T, H, W) clips, (B, C, H, W) images, or a list of B clips (C, T_i, H_i, W_i). uint8
-                is normalised with the configured mean and std; floating pixels are taken as they are. With
-                fewer frames than positions the first ones are used; other heights and widths interpolate
-                them.
+            video: (B, C, T, H, W) clips, (B, C, H, W) images, a list of B clips (C, T_i, H_i, W_i), or the kept
+                ``Tubelets`` of clips, of which nothing more is dropped. uint8 is normalised with the configured
+                mean and std; floating pixels are taken as they are. With fewer frames than positions the first
+                ones are used; other heights and widths interpolate them.
             mask_ratio: share of each clip's tokens to drop, in eval too; drawn by ``F.random_keep``.
             keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
                 clip. Which tube an id belongs to is read from the ids (on a GPU that waits for them).
@@ -170,20 +197,27 @@ class ViViT(nn.Module):
             ValueError: a wrong shape or number, more frames than positions, both ``keep`` and ``mask_ratio``,
                 ids out of range or repeated.
         """
-        if keep is not None and mask_ratio:
-            raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
+        given = isinstance(video, Tubelets)
+        if mask_ratio and (given or keep is not None):
+            raise ValueError(f"mask_ratio: wanted 0 beside {'Tubelets' if given else 'keep'}, got {mask_ratio}")
+        if given and keep is not None:
+            raise ValueError("keep: wanted None beside Tubelets, which say themselves what they are, got ids")
         layers = tuple(layers)
         for layer in layers:
             if not 0 <= layer < len(self.blocks):
                 raise ValueError(f"layers: wanted blocks in 0..{len(self.blocks) - 1}, got {layer}")
-        clips = Clips(video, self.embed, self.image)
-        if mask_ratio:
-            keep = clips.draw(mask_ratio, generator, strategy)
         group = GROUPS[self.config.attention]
         cls = group if self.config.class_token else None
-        x, tokens = clips.embed(keep, cls)
+        if given:
+            x, tokens = embed_tubelets(video, self.embed, self.image, cls)
+            grid, drawn = tokens.views[0][0], False
+        else:
+            clips = Clips(video, self.embed, self.image)
+            if mask_ratio:
+                keep = clips.draw(mask_ratio, generator, strategy)
+            x, tokens = clips.embed(keep, cls)
+            grid, drawn = clips.grid, isinstance(keep, Kept) or bool(mask_ratio)
         restore = None
-        drawn = isinstance(keep, Kept) or bool(mask_ratio)
         if group != "clip" and keep is not None and not drawn:
             # A sequence's tokens have to stand together. Ours are drawn in order; a caller's may not be.
             x, tokens, restore = in_grid_order(x, tokens)
@@ -192,6 +226,8 @@ class ViViT(nn.Module):
             restore = None
         if drawn:
             keep = keep.ids if isinstance(keep, Kept) else [one.ids[0] for one in keep]
+        elif given:
+            keep = video.keep
         x, found = self._run(self.pre_norm(x), tokens, layers)
         pooled = self._pooled(x, tokens)
         place = tokens.place
@@ -203,7 +239,7 @@ class ViViT(nn.Module):
             cu_seqlens=tokens.by_clip.cu_seqlens,
             place=place,
             keep=keep,
-            grid=clips.grid,
+            grid=grid,
             pooled=pooled,
             counts=tokens.counts,
             layers=tuple(found),
@@ -219,10 +255,12 @@ class ViViT(nn.Module):
             extra = tokens.by_clip
         found = {}
         for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training and (x.requires_grad or block.trains):
-                x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
+            saving = self.checkpointing is not None and self.training and (x.requires_grad or block.trains)
+            inputs = (x, group, tokens.by_clip, extra)
+            if saving and self.checkpointing == "full":
+                x = checkpointed(block, *inputs, offload=self.offload)
             else:
-                x = block(x, group, tokens.by_clip, extra)
+                x = block(*inputs, True) if saving else block(*inputs)
             if index in layers:
                 found[index] = x
         return self.norm(x), [found[index] for index in layers]

@@ -14,6 +14,7 @@ from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.loop import fit
+from fastvivit.train.memory import MemoryConfig
 from fastvivit.train.step import NonFiniteLoss
 from fastvivit.train.tables import (
     DataConfig,
@@ -22,7 +23,9 @@ from fastvivit.train.tables import (
     OptimiserConfig,
     RunConfig,
     ScheduleConfig,
+    SourceConfig,
     TextConfig,
+    TuningConfig,
 )
 from fastvivit.train.vision import VisionCache, VisionDataset
 
@@ -36,13 +39,16 @@ __all__ = [
     "InitConfig",
     "LanguageConfig",
     "MaskConfig",
+    "MemoryConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
     "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TextConfig",
     "TrainConfig",
+    "TuningConfig",
     "VisionCache",
     "VisionConfig",
     "VisionDataset",

@@ -15,7 +15,6 @@ from fastvivit.train.evaluate import heldout_batches
 from fastvivit.train.progress import progress
 from fastvivit.train.step import draw_masks
 from fastvivit.train.tables import MaskConfig
-from fastvivit.train.vision import collate_either
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def evaluate_captions(
     model.eval()
     try:
         with progress(len(dataset), "held-out clips", "clip", quiet=quiet) as advance:
-            for batch, good in heldout_batches(dataset, batch_size, workers, collate_either):
+            for batch, good in heldout_batches(dataset, batch_size, workers):
                 advance(len(batch["index"]))
                 if not good:
                     continue

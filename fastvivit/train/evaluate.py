@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastvivit import metrics
-from fastvivit.data import ClipDataset, EpochSampler, collate
+from fastvivit.data import ClipDataset, EpochSampler
 from fastvivit.modules.dual import VideoTextModel
 
 
@@ -38,13 +38,13 @@ class Evaluation:
 
 
 def heldout_batches(
-    dataset: ClipDataset, batch_size: int, workers: int = 0, collate: Callable[..., dict[str, Any]] = collate
+    dataset: ClipDataset, batch_size: int, workers: int = 0
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """All clips in order, as batches and those of their rows that count: broken files are replaced, but not twice."""
     loader = DataLoader(
         dataset,
         batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
-        collate_fn=collate,
+        collate_fn=dataset.collate,
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the training's random numbers
     )

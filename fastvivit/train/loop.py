@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
-from fastvivit.data import EpochSampler
+from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
 from fastvivit.pretrained import CONFIG, save_pretrained
 from fastvivit.train.checkpoint import (
@@ -86,7 +86,8 @@ def fit(
         step, broken = 0, {}
         if checkpoint is not None:
             state = read_state(checkpoint)
-            step, broken = state["step"], {failure[0]: Failure(*failure) for failure in state["broken"]}
+            step = state["step"]
+            broken = {(source, index): Failure(index, *rest) for source, index, *rest in state["broken"]}
             sampler.load_state_dict(state["sampler"])
             load_checkpoint(checkpoint, model, optimiser)
         journal = Journal(
@@ -120,17 +121,17 @@ def fit(
 
 @dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run; ``broken`` holds the files that could not be read, by their entry."""
+    """The moving parts of a run; ``broken`` holds the files that could not be read, by source and entry."""
 
     stage: Stage
     out: Path
     device: torch.device
-    sampler: EpochSampler
+    sampler: MixSampler
     model: nn.Module
     optimiser: torch.optim.Optimizer
     journal: Journal
     step: int
-    broken: dict[int, Failure]
+    broken: dict[tuple[int, int], Failure]
 
     @property
     def config(self) -> TrainConfig:
@@ -139,37 +140,37 @@ class _Run:
 
     def loop(self) -> Scored | None:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
-        evaluation = None
-        self._note_broken(self.stage.failures)
-        loader = _loader(self.stage, self.sampler, self.device)
+        self._note_broken(0, self.stage.failures)
+        if self.step == self.config.steps:
+            return self.stage.evaluate(self.model, last=True)  # resumed after its last step
         with _interrupts() as interrupted:
-            while self.step < self.config.steps:
-                self.stage.dataset.set_epoch(self.sampler.epoch)
+            began = time.monotonic()
+            for batches in _loader(self.stage, self.sampler, self.device):
+                waited = time.monotonic() - began
+                evaluation = self._take(batches, began, waited)
+                last = self.step == self.config.steps
+                if last or interrupted or self.step % self.config.run.save_every == 0:
+                    self._save()
+                if last:
+                    return evaluation
+                if interrupted:
+                    self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
+                    raise KeyboardInterrupt
                 began = time.monotonic()
-                for batch in loader:
-                    evaluation = self._take(batch, began)
-                    last = self.step == self.config.steps
-                    if last or interrupted or self.step % self.config.run.save_every == 0:
-                        self._save()
-                    if last:
-                        return evaluation
-                    if interrupted:
-                        self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
-                        raise KeyboardInterrupt
-                    began = time.monotonic()
-        return self.stage.evaluate(self.model, last=True)  # resumed after its last step
+        raise AssertionError("the sampler has no end")
 
-    def _take(self, batch: dict[str, Any], began: float) -> Scored | None:
+    def _take(self, batches: Sequence[dict[str, Any]], began: float, waited: float) -> Scored | None:
         """One step and its line in the journal, with scores where they are due."""
         config = self.config
-        self._note_broken(batch["failures"])
-        values = train_step(self.model, self.optimiser, batch, self.step, self.stage, self.device)
+        for batch in batches:
+            self._note_broken(batch["source"], batch["failures"])
+        values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
         seconds = time.monotonic() - began
-        row |= {"broken": len(self.broken), "seconds": seconds}
-        row["clips_per_second"] = len(batch["caption"]) / seconds
+        row |= {"broken": len(self.broken), "seconds": seconds, "data_wait": waited / seconds}
+        row["clips_per_second"] = sum(len(batch["caption"]) for batch in batches) / seconds
         every = config.run.eval_every
         last = self.step == config.steps
         due = last or (every and self.step % every == 0)
@@ -179,17 +180,17 @@ class _Run:
         self.journal.step(row)
         return evaluation
 
-    def _note_broken(self, failures: Sequence[Failure]) -> None:
-        self.stage.dataset.record_failures(failures)
+    def _note_broken(self, source: int, failures: Sequence[Failure]) -> None:
+        self.stage.sources[source].record_failures(failures)
         for failure in failures:
-            if failure.index not in self.broken:
-                self.broken[failure.index] = failure
+            if (source, failure.index) not in self.broken:
+                self.broken[source, failure.index] = failure
                 self.journal.say(f"broken file, replaced ({len(self.broken)} so far): {failure.reason}")
 
     def _save(self) -> None:
         state = {
             "sampler": self.sampler.state_dict(),
-            "broken": [list(failure) for failure in self.broken.values()],
+            "broken": [[source, *failure] for (source, _), failure in self.broken.items()],
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
@@ -214,7 +215,7 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(f"out: {out} holds a run already; resume it, or name another folder")
         # Read as a config: a run from before a field existed has its default.
         before = TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
-        changed = [name for name in fields if name != "run" and fields[name] != before[name]]
+        changed = [name for name in fields if name not in ("run", "memory") and fields[name] != before[name]]
         if changed:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
@@ -227,22 +228,24 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
     return latest_checkpoint(out)
 
 
-def _sampler(stage: Stage) -> EpochSampler:
-    config, dataset = stage.config, stage.dataset
-    pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
-    if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"batch_size: wanted at most the {len(dataset)} clips of {config.data.train}, got {config.batch_size}"
-        )
-    return EpochSampler(dataset, config.batch_size, config.seed, pair_twins=pair)
+def _sampler(stage: Stage) -> MixSampler:
+    config, samplers = stage.config, []
+    for source, dataset in zip(config.sources, stage.sources, strict=True):
+        pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
+        if len(dataset) < source.batch:
+            name = "data.sources: wanted a batch of" if config.data.sources else "batch_size: wanted"
+            what = "images" if dataset.kind == "image" else "clips"
+            raise ValueError(f"{name} at most the {len(dataset)} {what} of {source.path}, got {source.batch}")
+        samplers.append(EpochSampler(dataset, source.batch, config.seed, pair_twins=pair))
+    return MixSampler(samplers)
 
 
-def _loader(stage: Stage, sampler: EpochSampler, device: torch.device) -> DataLoader:
-    workers = stage.config.data.workers
+def _loader(stage: Stage, sampler: MixSampler, device: torch.device) -> DataLoader:
+    workers, mix = stage.config.data.workers, Mix(stage.sources)
     return DataLoader(
-        stage.dataset,
+        mix,
         batch_sampler=sampler,
-        collate_fn=stage.collate,
+        collate_fn=mix.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,12 +55,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def train_step(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batch: dict[str, Any],
+    batches: Sequence[dict[str, Any]],
     step: int,
     stage: Stage,
     device: torch.device,
 ) -> dict[str, float]:
-    """Take step ``step`` (from 0) on a batch of the stage.
+    """Take step ``step`` (from 0) on the stage's batches, one a source.
 
     Returns:
         ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names.
@@ -71,15 +72,13 @@ def train_step(
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    with autocast(config.run.precision, device):
-        found = stage.losses(model, batch, device)
-    loss = found.pop("loss")
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    found = stage.backward(model, batches, device)
+    loss = found.pop("loss")
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
     optimiser.step()
     # One transfer, after all work has been queued.
-    values = torch.stack([tensor.detach() for tensor in (loss, norm, *found.values())]).tolist()
+    values = torch.stack([loss, norm, *found.values()]).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
             f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fastvivit.train.checks import above, at_least, one_of
 
 _STRATEGIES = ("random", "tube", "frame")
+_METHODS = ("all", "last_layers", "adapters", "lora", "temporal")
+_EXTEND = ("interpolate", "repeat", "tile")
+_INFLATE = ("average", "central")
 _DEVICES = ("auto", "cpu", "cuda")
 _PRECISIONS = ("auto", "float32")
 
@@ -38,18 +41,72 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """How the weights of an encoder from scratch begin, beside what ``ViViT`` draws itself.
+    """How weights begin: those of an encoder from scratch, and those that ``start`` leaves open.
 
     Attributes:
-        time_std: standard deviation of a random vector a time slot that is added to its positions. Positions
-            drawn one by one say nothing about which places share an instant, so order is slow to learn; with
-            this it is not. Encoders without positions in time are left as they are.
+        time_std: standard deviation of a random vector a time slot that is added to its positions, where an encoder
+            begins from scratch or from images. Positions drawn one by one say nothing about which places share an
+            instant, and those of an image, repeated, nothing about order, so order is slow to learn; with this it is
+            not. Encoders without positions in time are left as they are.
+        inflate: how kernels of image patches become those of tubelets, where an encoder begins from images:
+            "average" or "central", as ``F.inflate``'s ``how``.
+        extend: how positions are resized in time for ``frames``: "interpolate", "repeat" or "tile", as in
+            ``ViViT.extend_frames``.
     """
 
     time_std: float = 0.0
+    inflate: str = "average"
+    extend: str = "interpolate"
 
     def __post_init__(self) -> None:
         at_least("init", self, 0, "time_std")
+        one_of("init.inflate", self.inflate, _INFLATE)
+        one_of("init.extend", self.extend, _EXTEND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """What of a dual encoder is trained. The projections and the temperature always are.
+
+    Attributes:
+        method: of the video encoder: "all"; "last_layers", "adapters", "lora" or "temporal", as the functions of
+            ``fastvivit.tune``.
+        layers: of "last_layers"; paper: 4.
+        width: of "adapters"; None is half of the encoder's.
+        rank: of "lora".
+        text: train the text tower, too.
+    """
+
+    method: str = "all"
+    layers: int = 4
+    width: int | None = None
+    rank: int = 64
+    text: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("tuning.method", self.method, _METHODS)
+        at_least("tuning", self, 1, "layers", "rank")
+        if self.width is not None:
+            at_least("tuning", self, 1, "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several data sets that are trained on together (paper, appendix C.1: images beside clips).
+
+    Attributes:
+        path: a manifest of clips or of images, or packed shards.
+        batch: its samples of every step. They are told from each other alone, not from those of other sources.
+        weight: of its loss: a step's is the weighted mean.
+    """
+
+    path: str
+    batch: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("data.sources", self, 1, "batch")
+        above("data.sources", self, 0, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +114,8 @@ class DataConfig:
     """The clips. Their frames and size are the model's.
 
     Attributes:
-        train: a manifest.
+        train: a manifest of clips or of images, or packed shards (``fastvivit data pack``); None with ``sources``.
+        sources: several of them, each with its share of a batch and its weight, in place of ``train``.
         heldout: the manifest that scores are taken on, or None.
         fps: pictures per second of a clip; paper: 1.
         cache: keep decoded clips in memory: for data sets that fit.
@@ -65,7 +123,8 @@ class DataConfig:
         pair_twins: put clips and the twins that the manifest names into the same batch.
     """
 
-    train: str
+    train: str | None = None
+    sources: tuple[SourceConfig, ...] = ()
     heldout: str | None = None
     fps: float = 1.0
     cache: bool = False
@@ -75,6 +134,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least("data", self, 0, "workers")
         above("data", self, 0, "fps")
+        if (self.train is None) == (not self.sources):
+            got = "both" if self.sources else "neither"
+            raise ValueError(f"data.train: wanted either train or sources, got {got}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def test_cached_losses_are_those_of_the_same_masks(captioning, cached, tmp_path,
             return sample_seed(seed, epoch, index, purpose)
         number = sample_seed(seed, epoch, index, "which mask") % captioning.vision.masks
         drawn.append(number)
-        return cache.mask_seed(cache.clip(stage.dataset.entries[index]), number)
+        return cache.mask_seed(cache.clip(stage.sources[0].entries[index]), number)
 
     other = read_metrics(fit(captioning, tmp_path / "other", quiet=True))
     monkeypatch.setattr(dataset, "sample_seed", seeds)
@@ -296,8 +296,8 @@ def test_prompts_are_not_learned(captioning, change):
     config = change(captioning, captions={"prompt": "then right"})
     stage = make_stage(config)
     model = stage.build(Path("absent"))
-    batch = stage.collate([stage.dataset[0], stage.dataset[1]])
-    loss = stage.losses(model, batch, torch.device("cpu"))["loss"]
+    batch = stage.sources[0].collate([stage.sources[0][0], stage.sources[0][1]])
+    loss = stage.losses(model, [batch], torch.device("cpu"))["loss"]
     keep = draw_masks(batch["mask_seed"], model.video.config.views, config.mask)
     vision = model.encode_video(batch["video"], keep=keep)
     assert torch.equal(loss, model(vision, batch["caption"], prompts="then right"))
@@ -345,8 +345,8 @@ def test_gradients_stay_out_of_the_frozen_parts(captioning):
     stage = make_stage(captioning)
     model = stage.build(Path("absent"))
     optimiser = loop.make_optimiser(model, captioning.optimiser)
-    batch = stage.collate([stage.dataset[i] for i in range(4)])
-    train_step(model, optimiser, batch, 0, stage, torch.device("cpu"))
+    batch = stage.sources[0].collate([stage.sources[0][i] for i in range(4)])
+    train_step(model, optimiser, [batch], 0, stage, torch.device("cpu"))
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith(("video.", "lm."))}
 

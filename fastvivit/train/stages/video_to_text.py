@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastvivit.train.page import Page, Strip
 from fastvivit.train.report import some_frames
 from fastvivit.train.stages.base import Stage
 from fastvivit.train.step import autocast
-from fastvivit.train.vision import VisionCache, VisionDataset, collate_either
+from fastvivit.train.vision import VisionCache, VisionDataset
 
 VISION = "vision"
 _SHOWN, _FEW = 12, 20
@@ -35,8 +36,6 @@ _NAMES = {
 
 class VideoToText(Stage):
     """The stages "video_to_text" and "finetune": they differ in what they start from, and in their presets."""
-
-    collate = staticmethod(collate_either)
 
     def __init__(self, config: TrainConfig) -> None:
         config = with_prompt(config)
@@ -70,8 +69,8 @@ class VideoToText(Stage):
             save_language(model.lm, model.tokenizer, run / LANGUAGE)
         if config.vision.cache:
             cache = self._cache(model, run)
-            self.dataset = self._cached(cache, self.dataset, config.vision.masks)
-            self.failures = list(self.dataset.known)
+            self.sources = [self._cached(cache, self.sources[0], config.vision.masks)]
+            self.failures = list(self.sources[0].known)
             if self.heldout is not None:
                 self.heldout = self._cached(cache, self.heldout, 1)
 
@@ -99,8 +98,11 @@ class VideoToText(Stage):
         )
         return VisionDataset(cache, clips.entries, masks=masks, seed=config.seed, failures=failures)
 
-    def losses(self, model: VideoCaptioner, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    def losses(
+        self, model: VideoCaptioner, batches: Sequence[dict[str, Any]], device: torch.device
+    ) -> dict[str, Tensor]:
         """The captioning loss of the clips under their masks."""
+        (batch,) = batches
         vision: Vision = see(model, batch, self.config.mask, device)
         return {"loss": model(vision, batch["caption"], prompts=self.config.captions.prompt)}
 
