@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
-from fastvivit.modules.vivit import GROUPS
+from fastvivit.modules.recompute import remade
+from fastvivit.modules.vivit import GROUPS, ViViT
 from fastvivit.tokens import Grouping, Tokens
 
 
 def widen_norms(model: nn.Module) -> None:
-    """Give every LayerNorm float32, as a GPU's autocast does; a CPU's own leaves it in 16 bits."""
+    """Give every LayerNorm float32, as a GPU's autocast does; a CPU's own leaves it in 16 bits.
+
+    Those of blocks that are checkpointed by "selective" make what they widened again, as on a GPU.
+    """
+    again = {
+        norm
+        for encoder in model.modules()
+        if isinstance(encoder, ViViT) and encoder.checkpointing == "selective"
+        for block in encoder.blocks
+        for norm in [block.norm1, block.norm2] + ([] if block.extra is None else [block.extra.norm])
+    }
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if module in again:
+            module.forward = partial(_norm_made_again, module)
+        elif isinstance(module, nn.LayerNorm):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+def _norm_made_again(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    wide = x.float()
+    with remade(wide, x.detach().float):
+        return nn.functional.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def fill(model: nn.Module, device: str) -> None:

@@ -24,7 +24,7 @@ class Ledger(TorchDispatchMode):
     PyTorch's own ``FlopCounterMode`` leaves cycles behind in which activations outlive their use.
 
     Args:
-        leave_out: tensors whose storages, and views of them, are not counted.
+        leave_out: tensors whose storages, and views of them, are not counted; nor are those on "meta".
         formulas: of FLOPs by op, from shapes, before those that ops have registered.
     """
 
@@ -40,7 +40,7 @@ class Ledger(TorchDispatchMode):
         formula = self._formulas.get(func.overloadpacket)
         flops = 0 if formula is None else formula(*args, **kwargs, out_val=result)
         self.flops += flops
-        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and not tensor.is_meta]
         for tensor in made:
             self._count(tensor.untyped_storage())
         self.peak = max(self.peak, self.now)

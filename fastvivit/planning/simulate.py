@@ -14,6 +14,7 @@ from fastvivit import tune
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.clips import Kept
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.modules.offload import HostOffload, Lane
 from fastvivit.modules.vivit import GROUPS, ViViT
 from fastvivit.planning.fakes import attended, attention_flops, fill, kept_tokens, widen_norms
 from fastvivit.planning.step import Step
@@ -106,6 +107,9 @@ def _run(step: Step, config: ViViTConfig, clips: int) -> tuple[Trace, nn.Module]
                     parameter.grad = torch.empty_like(parameter)
                     known.append(parameter.grad)
         with Recorder(known, attention_flops(config, lengths)) as recorder:
+            for encoder in _encoders(model).values():
+                if encoder.offload is not None:
+                    encoder.offload = _ToHost(recorder)
             handles = list(_marks(model, recorder))
             if not step.chunked:
                 handles += list(_gradients(model, recorder))
@@ -136,7 +140,10 @@ def _model(step: Step, config: ViViTConfig) -> nn.Module:
         if step.text is not None:
             text = PlannedText(replace(step.text, depth=min(step.text.depth, _RUN)))
             model = VideoTextModel(video, text, DIM)
-    video.set_grad_checkpointing(step.checkpointing != "none")
+    if step.checkpointing != "none":
+        model.set_grad_checkpointing(True, step.checkpointing, offload=step.offload)
+    if step.text is not None and not step.tune_text:
+        model.text.requires_grad_(False)
     if step.precision == "bfloat16":
         widen_norms(model)
     return model.train()
@@ -156,23 +163,45 @@ def _loss(model: nn.Module, video: Tensor, keep: Kept | None, clips: int) -> Ten
     return model(video, keep=keep).pooled.float().square().mean()
 
 
-def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+def _encoders(model: nn.Module) -> dict[str, nn.Module]:
     if isinstance(model, VideoTextModel):
-        return {"video": model.video.blocks, "text": model.text.blocks}
-    return {"video": model.blocks}
+        return {"video": model.video, "text": model.text}
+    return {"video": model}
+
+
+class _ToHost(HostOffload):
+    """What a real one does, with host memory that is not counted: it is on "meta"."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        device = torch.device("cpu")
+        self._lanes[device] = _HostLane(device, recorder)
+
+
+class _HostLane(Lane):
+    def __init__(self, device: torch.device, recorder: Recorder) -> None:
+        super().__init__(device)
+        self.recorder = recorder
+
+    def host(self, x: Tensor) -> Tensor:
+        self.recorder.offloaded += x.nbytes
+        return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+    def copy(self, to: Tensor, x: Tensor) -> None:
+        """Takes its time on another stream."""
 
 
 def _marks(model: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Marks where the forward and the backward of each block begin, and where the forward of a stack ends."""
-    for name, blocks in _stacks(model).items():
-        for index, block in enumerate(blocks):
+    for name, encoder in _encoders(model).items():
+        for index, block in enumerate(encoder.blocks):
 
             def before(_module, _inputs, at=f"{name} {index}") -> None:
                 # In the backward a checkpointed block runs forward again.
                 if not recorder.backward:
                     recorder.mark(at)
 
-            def after(_module, _inputs, output, at=f"{name} {index}", last=index == len(blocks) - 1) -> None:
+            def after(_module, _inputs, output, at=f"{name} {index}", last=index == len(encoder.blocks) - 1) -> None:
                 if recorder.backward:
                     return
                 if output.requires_grad:
@@ -201,7 +230,11 @@ def _whole(trace: Trace, step: Step, frozen: int, trained: int) -> Trace:
         trace = trace.stretched("video 1", "video 2", step.frozen - frozen)
     trace = _longer(trace, "video", frozen, step.config.depth - step.frozen - trained)
     if step.text is not None:
-        trace = _longer(trace, "text", 0, step.text.depth - min(step.text.depth, _RUN))
+        times = step.text.depth - min(step.text.depth, _RUN)
+        if step.tune_text:
+            trace = _longer(trace, "text", 0, times)
+        elif times:
+            trace = trace.stretched("text 1", "text 2", times)
     return trace
 
 
@@ -220,8 +253,8 @@ def _counts(model: nn.Module, step: Step, frozen: int, trained: int) -> tuple[in
         more["text"] = (0, step.text.depth - min(step.text.depth, _RUN))
     total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    for name, blocks in _stacks(model).items():
-        for block, times in zip((blocks[0], blocks[-1]), more[name], strict=True):
+    for name, encoder in _encoders(model).items():
+        for block, times in zip((encoder.blocks[0], encoder.blocks[-1]), more[name], strict=True):
             total += times * sum(p.numel() for p in block.parameters())
             learned += times * sum(p.numel() for p in block.parameters() if p.requires_grad)
     return total, learned

@@ -35,6 +35,7 @@ class Step:
         states: of AdamW.
         precision: "bfloat16" is autocast over float32 weights.
         text: the text tower, or None.
+        tune_text: whether it is trained.
         images: whether the batch is images, which go through the 2-D path.
         pixels: whole clips, or their kept tubelets alone (``fastvivit.Tubelets``).
         batch_on: where the batch's pixels are; from the host they come chunk by chunk.
@@ -51,6 +52,7 @@ class Step:
     states: str = "float32"
     precision: str = "bfloat16"
     text: TextSize | None = None
+    tune_text: bool = True
     images: bool = False
     pixels: str = "clips"
     batch_on: str = "device"
@@ -63,6 +65,8 @@ class Step:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: wanted a whole number of at least {least}, got {value!r}")
+        if self.offload and self.checkpointing != "full":
+            raise ValueError(f"offload: wanted checkpointing='full' beside it, got {self.checkpointing!r}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
         found = _TUNING.fullmatch(self.tuning) if isinstance(self.tuning, str) else None

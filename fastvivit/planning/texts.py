@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from fastvivit.modules.offload import HostOffload
+from fastvivit.modules.recompute import checkpointed
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
@@ -69,6 +72,12 @@ class PlannedText(nn.Module):
         self.norm = nn.LayerNorm(size.width)
         self.dropout = nn.Dropout(size.dropout)
         self.blocks = nn.ModuleList(_Layer(size) for _ in range(size.depth))
+        self.checkpointing = False
+        self.offload: HostOffload | None = None
+
+    def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
+        """As ``TextTower``."""
+        self.checkpointing, self.offload = enable, HostOffload() if enable and offload else None
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(B, width) for B texts."""
@@ -79,7 +88,7 @@ class PlannedText(nn.Module):
         x = self.words(ids) + self.kinds(ids) + self.positions(place)
         x = self.dropout(self.norm(x))
         for block in self.blocks:
-            x = block(x)
+            x = checkpointed(block, x, offload=self.offload) if self.checkpointing else block(x)
         real = torch.ones((*shape, 1), dtype=x.dtype, device=device)
         return (x * real).sum(1) / real.sum(1)
 
