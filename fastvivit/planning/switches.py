@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastvivit.planning.devices import Device
 from fastvivit.planning.memory import memory_of
 from fastvivit.planning.seconds import seconds_of
-from fastvivit.planning.sizes import show_bytes
 from fastvivit.planning.step import Step
 
 # Beside what PyTorch allocates: the CUDA context with its loaded kernels, and what its allocator holds in pieces too
@@ -25,13 +25,13 @@ class Switch:
 
     Attributes:
         field: of a training config, or what else is to be done.
-        value: its new value.
+        value: its new value, as TOML has it; empty where there is no field.
         learns_the_same: whether losses and gradients stay what they are, to rounding.
         saves: bytes.
         costs: seconds a step, predicted; below 0 where it is faster.
         total: bytes of the step with it.
         fits: whether the step fits then.
-        step: that step.
+        changes: of the planned step.
     """
 
     field: str
@@ -41,7 +41,7 @@ class Switch:
     costs: float
     total: int
     fits: bool
-    step: Step
+    changes: dict[str, Any]
 
     def __str__(self) -> str:
         return f"{self.field} = {self.value}" if self.value else self.field
@@ -66,7 +66,8 @@ def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
     """Every switch that is not turned yet and saves something: those that leave the result as it is come first."""
     before, seconds = memory_of(step, device).total, seconds_of(step, device).total
     found = []
-    for field, value, same, changed in _candidates(step, device, memory):
+    for field, value, same, changes in _candidates(step, device, memory):
+        changed = replace(step, **changes)
         total = memory_of(changed, device).total
         if total < before:
             found.append(
@@ -78,7 +79,7 @@ def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
                     costs=seconds_of(changed, device).total - seconds,
                     total=total,
                     fits=needed(changed, device) <= memory,
-                    step=changed,
+                    changes=changes,
                 )
             )
     return tuple(sorted(found, key=lambda s: (not s.learns_the_same, not s.fits, s.costs > 0.01 * seconds, -s.saves)))
@@ -91,82 +92,51 @@ def remedy(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
     """
     turned: list[Switch] = []
     now = step
-    while needed(now, device) > memory:
-        offered = [s for s in switches(now, device, memory) if s.saves > 0.01 * (needed(now, device) - memory)]
+    while (over := needed(now, device) - memory) > 0:
+        # A switch that saves next to nothing would be turned for show.
+        offered = [s for s in switches(now, device, memory) if s.saves > 0.01 * over]
         if not offered:
             return ()
-        same = [s for s in offered if s.learns_the_same] or offered
-        # What fits at once at the least cost, or else what saves most.
-        fitting = [s for s in same if s.fits]
-        best = min(fitting, key=lambda s: s.costs) if fitting else max(same, key=lambda s: s.saves)
+        offered = [s for s in offered if s.learns_the_same] or offered
+        fitting = [s for s in offered if s.fits]
+        best = min(fitting, key=lambda s: s.costs) if fitting else max(offered, key=lambda s: s.saves)
         turned.append(best)
-        now = best.step
-    return _without_the_needless(step, turned, device, memory)
-
-
-def _without_the_needless(step: Step, turned: list[Switch], device: Device, memory: int) -> tuple[Switch, ...]:
-    kept = list(turned)
+        now = replace(now, **best.changes)
     for switch in turned[:-1]:
-        fewer = [other for other in kept if other is not switch]
-        if needed(_with(step, fewer), device) <= memory:
-            kept = fewer
-    return tuple(kept)
+        fewer = [other for other in turned if other is not switch]
+        if needed(turned_by(step, fewer), device) <= memory:
+            turned = fewer
+    return tuple(turned)
 
 
-def _with(step: Step, turned: list[Switch]) -> Step:
+def turned_by(step: Step, turned: Iterable[Switch]) -> Step:
+    """The step with switches turned."""
     for switch in turned:
-        step = replace(step, **switch_fields(switch))
+        step = replace(step, **switch.changes)
     return step
 
 
-def switch_fields(switch: Switch) -> dict[str, object]:
-    """Fields of ``Step`` that a switch sets."""
-    name = {"memory.chunk": "chunk", "memory.prefix": "prefix", "memory.checkpointing": "checkpointing"} | {
-        "memory.offload": "offload", "optimiser.states": "states", "mask.ratio": "mask_ratio", "tuning": "tuning",
-        "packed shards": "pixels", "clips from pinned host memory": "batch_on",
-    }  # fmt: skip
-    field = name[switch.field]
-    return {field: getattr(switch.step, field)} | ({"checkpointing": "full"} if field == "offload" else {})
-
-
-def _candidates(step: Step, device: Device, memory: int):
-    """Field, value, whether what is learned stays the same, and the step."""
+def _candidates(step: Step, device: Device, memory: int) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
+    """Field, value, whether what is learned stays the same, and what changes of the step."""
     if step.pixels == "clips" and step.mask_ratio:
-        yield "packed shards", "", True, replace(step, pixels="tubelets")
+        yield "packed shards (fastvivit data pack)", "", True, {"pixels": "tubelets"}
     if step.batch_on == "device" and step.chunked:
-        yield "clips from pinned host memory", "", True, replace(step, batch_on="host")
+        yield "clips from pinned host memory", "", True, {"batch_on": "host"}
     if step.passes > 1:
-        most = largest(replace(step, chunk=1), "chunk", lambda s: needed(s, device) <= memory, step.passes - 1)
+        most = largest(step, "chunk", lambda s: needed(s, device) <= memory, step.passes - 1)
         chunk = 1 << (most.bit_length() - 1) if most else 1
-        yield "memory.chunk", str(chunk), True, replace(step, chunk=chunk)
+        yield "memory.chunk", str(chunk), True, {"chunk": chunk}
     if step.stored and step.prefix == "device":
-        yield "memory.prefix", '"host"', True, replace(step, prefix="host")
+        yield "memory.prefix", '"host"', True, {"prefix": "host"}
     if step.checkpointing == "none":
-        yield "memory.checkpointing", '"selective"', True, replace(step, checkpointing="selective")
+        yield "memory.checkpointing", '"selective"', True, {"checkpointing": "selective"}
     if step.checkpointing != "full":
-        yield "memory.checkpointing", '"full"', True, replace(step, checkpointing="full")
-    if not step.offload:
-        yield "memory.offload", "true", True, replace(step, checkpointing="full", offload=True)
+        yield "memory.checkpointing", '"full"', True, {"checkpointing": "full"}
+    elif not step.offload:
+        yield "memory.offload", "true", True, {"offload": True}
     if step.states == "float32":
-        yield "optimiser.states", '"8bit"', False, replace(step, states="8bit")
+        yield "optimiser.states", '"8bit"', False, {"states": "8bit"}
     if step.mask_ratio < _MASK:
-        yield "mask.ratio", str(_MASK), False, replace(step, mask_ratio=_MASK)
-    if step.tuning != f"last_{_LAYERS}" and step.config.depth > _LAYERS and step.method != "last":
-        yield "tuning", f'"last_{_LAYERS}"', False, replace(step, tuning=f"last_{_LAYERS}")
-
-
-def advice(step: Step, device: Device, memory: int) -> list[str]:
-    """Lines for someone whose step ran out of ``memory``: what to turn, in order, and what it brings."""
-    together = remedy(step, device, memory)
-    before, seconds = memory_of(step, device).total, seconds_of(step, device).total
-    lines = [f"the step is predicted to need {show_bytes(before)} of {show_bytes(memory)}"]
-    if together:
-        now = _with(step, list(together))
-        slower = seconds_of(now, device).total / seconds - 1
-        total = show_bytes(memory_of(now, device).total)
-        lines.append(f"to fit: {', '.join(map(str, together))}: {total}, {100 * slower:+.0f} % time a step (predicted)")
-    for switch in switches(step, device, memory):
-        note = "" if switch.learns_the_same else "; it changes what is learned"
-        share = 100 * switch.costs / seconds
-        lines.append(f"{switch}: saves {show_bytes(switch.saves)}, {share:+.0f} % time a step{note}")
-    return lines
+        yield "mask.ratio", str(_MASK), False, {"mask_ratio": _MASK}
+    if step.method != "last" and step.config.depth > _LAYERS:
+        yield "tuning.method", '"last_layers"', False, {"tuning": f"last_{_LAYERS}"}
