@@ -64,12 +64,17 @@ def memory_of(step: Step, device: Device | None) -> Memory:
     one_more = found.trace.at(clips + 1)
     now, more = (_pass(trace, step) for trace in (found.trace.at(clips), one_more))
     stored_row = found.rows * step.config.width * ITEM[step.precision]
-    # Rows that wait in the store are not made again.
-    alive = now.ops()[:, ALIVE] - step.stored * clips * stored_row
+    ops = now.ops()
+    # Rows that wait in the store are not made again; and a pass that is not the first adds to gradients that are there.
+    alive = ops[:, ALIVE] - step.stored * clips * stored_row
+    if step.chunked:
+        alive = alive - ops[:, GRADIENTS]
     at = int(alive.argmax())
-    grown = clips * int(more.ops()[at, ALIVE] - now.ops()[at, ALIVE] - step.stored * stored_row)
-    gradients = 4 * found.trainable if step.chunked else int(now.ops()[at, GRADIENTS])
-    rest = int(alive[at]) - grown - (0 if step.chunked else gradients)
+    grown = clips * int(more.ops()[at, ALIVE] - ops[at, ALIVE] - step.stored * stored_row)
+    gradients = int(ops[at, GRADIENTS])
+    rest = int(ops[at, ALIVE]) - gradients - step.stored * clips * stored_row - grown
+    if step.chunked:
+        gradients = 4 * found.trainable
     on_device = step.batch if step.prefix == "device" else min(2 * clips, step.batch)
     return Memory(
         weights=4 * found.parameters,

@@ -84,6 +84,9 @@ def seconds_of(step: Step, device: Device) -> Seconds:
         for kind in kinds:
             kinds[kind] += passes * float(times[found_ops[:, KIND] == kind].sum())
         ops += passes * int((times > 0).sum())
+    if step.chunked:
+        # A pass adds its gradients to those that are there.
+        kinds[REST] += passes * 12 * found.trainable / (device.copy * EFFICIENCY["memory"])
     moved += step.batch * pixel_bytes(step, found)
     if step.stored and step.prefix == "host":
         moved += 2 * step.batch * found.rows * step.config.width * ITEM[step.precision]

@@ -21,9 +21,8 @@ from fastvivit.planning.step import Step
 from fastvivit.planning.texts import PlannedText
 from fastvivit.planning.trace import AffineTrace, Recorder, Trace
 
-# Blocks that are run of a stack of more: its first and last may differ from those between, of which two show what
-# one adds.
-_RUN, _FROZEN_RUN = 4, 3
+# Blocks that are run of a stack of more: its first may differ from those after it, of which two show what one adds.
+_RUN = 3
 DIM = 512
 
 
@@ -32,8 +31,7 @@ class Simulated:
     """A step on any number of clips, and its parameters.
 
     Attributes:
-        trace: one pass of a step: forward, loss and backward; of a step in chunks with gradients already there,
-            which are not in it.
+        trace: one pass of a step: forward, loss and backward, on a model without gradients.
         parameters: of both encoders.
         trainable: of them.
         tokens: kept of a clip.
@@ -49,9 +47,8 @@ class Simulated:
 
 def simulate(step: Step) -> Simulated:
     """Run ``step`` on two clips and on three; where its batch and chunk are, and other copies of it, do not matter."""
-    chunked = {"batch": 2, "chunk": 1} if step.chunked else {"batch": 1, "chunk": 0}
-    same = {"prefix": "device", "states": "float32", "pixels": "clips", "batch_on": "device"}
-    return _simulate(replace(step, **chunked, **same))
+    same = {"batch": 1, "chunk": 0, "prefix": "device", "states": "float32", "pixels": "clips", "batch_on": "device"}
+    return _simulate(replace(step, **same))
 
 
 @lru_cache(maxsize=64)
@@ -84,7 +81,7 @@ def encoder_config(step: Step) -> ViViTConfig:
 
 def _reduced(step: Step) -> tuple[ViViTConfig, int, int]:
     """The encoder with as many blocks as are run, and how many of those are frozen and trained."""
-    frozen = min(step.frozen, _FROZEN_RUN)
+    frozen = min(step.frozen, _RUN)
     trained = min(step.config.depth - step.frozen, _RUN)
     return encoder_config(step).replace(depth=frozen + trained), frozen, trained
 
@@ -100,19 +97,11 @@ def _run(step: Step, config: ViViTConfig, clips: int) -> tuple[Trace, nn.Module]
         video = torch.empty(clips, config.channels, *frames, *config.size, dtype=torch.uint8)
         keep = _kept(config, step.mask_ratio, clips)
         known = [*model.parameters(), video, *([] if keep is None else [keep.ids])]
-        if step.chunked:
-            # A pass that is not the first adds to what is there.
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
-                    known.append(parameter.grad)
         with Recorder(known, attention_flops(config, lengths)) as recorder:
             for encoder in _encoders(model).values():
                 if encoder.offload is not None:
                     encoder.offload = _ToHost(recorder)
-            handles = list(_marks(model, recorder))
-            if not step.chunked:
-                handles += list(_gradients(model, recorder))
+            handles = [*_marks(model, recorder), *_gradients(model, recorder)]
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = _loss(model, video, keep, clips)
                 recorder.between = True
@@ -129,7 +118,7 @@ def _model(step: Step, config: ViViTConfig) -> nn.Module:
     with torch.device("meta"):
         video = ViViT(config)
         if step.method == "last":
-            tune.last_layers(video, config.depth - min(step.frozen, _FROZEN_RUN))
+            tune.last_layers(video, config.depth - min(step.frozen, _RUN))
         elif step.method == "adapters":
             tune.add_adapters(video, step.number)
         elif step.method == "lora":
