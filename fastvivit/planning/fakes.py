@@ -64,7 +64,8 @@ def attended(config: ViViTConfig, mask_ratio: float, clips: int) -> dict[tuple[i
         parts.append(F.random_keep(clips, size, mask_ratio, generator=generator) + start)
         start += size
     ids = torch.cat(parts, 1)
-    tokens = Tokens([config.views] * clips, [ids.shape[1]] * clips, ids.reshape(-1), ids.device)
+    cls = GROUPS[config.attention] if config.class_token else None
+    tokens = Tokens([config.views] * clips, [ids.shape[1]] * clips, ids.reshape(-1), ids.device, cls=cls)
     groups = [tokens.grouping(GROUPS[config.attention])]
     if config.attention == "factorised":
         groups.append(tokens.by_place)
@@ -78,10 +79,15 @@ def _squares(group: Grouping) -> int:
 
 
 def attention_flops(config: ViViTConfig, lengths: dict[tuple[int, int], int]) -> dict[object, Callable]:
-    """Formulas that know the lengths: the op's own sees shapes, and takes sequences for equally long."""
+    """Formulas that know the lengths: the op's own sees shapes, and takes sequences for equally long.
+
+    Which those of attention pooling are; nothing is known of them.
+    """
 
     def forward(q, k, v, cu_seqlens_q, cu_seqlens_k, longest, *_rest, **_more) -> int:
-        return 4 * config.width * lengths[cu_seqlens_q[0] - 1, longest]
+        sequences = cu_seqlens_q[0] - 1
+        scores = lengths.get((sequences, longest), q[0] * k[0] // sequences)
+        return 4 * config.width * scores
 
     def backward(grad_out, grad_lse, q, k, v, out, lse, *settings, **_more) -> int:
         return 5 * forward(q, k, v, *settings) // 2

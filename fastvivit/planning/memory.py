@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from math import prod
 
+from torch import Tensor
+
 
 from fastvivit.planning.devices import Device
 from fastvivit.planning.simulate import DIM, Simulated, encoder_config, simulate
@@ -14,6 +16,8 @@ from fastvivit.planning.trace import ALIVE, GRADIENTS, Trace
 # Bytes an element of AdamW's two moments; the 8-bit ones have a float32 scale for every 256.
 STATE_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 ITEM = {"bfloat16": 2, "float32": 4}
+# Of a row that waits between passes: its place and its sequence.
+INDEX = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,33 +63,30 @@ def memory_of(step: Step, device: Device | None) -> Memory:
         step: the step.
         device: where; None counts what PyTorch allocates by op and no more, as a ledger of a run on a CPU does.
     """
-    found = simulate(step)
-    clips = step.passes
-    one_more = found.trace.at(clips + 1)
-    now, more = (_pass(trace, step) for trace in (found.trace.at(clips), one_more))
-    stored_row = found.rows * step.config.width * ITEM[step.precision]
-    ops = now.ops()
-    # Rows that wait in the store are not made again; and a pass that is not the first adds to gradients that are there.
-    alive = ops[:, ALIVE] - step.stored * clips * stored_row
-    if step.chunked:
-        alive = alive - ops[:, GRADIENTS]
-    at = int(alive.argmax())
-    grown = clips * int(more.ops()[at, ALIVE] - ops[at, ALIVE] - step.stored * stored_row)
-    gradients = int(ops[at, GRADIENTS])
-    rest = int(ops[at, ALIVE]) - gradients - step.stored * clips * stored_row - grown
-    if step.chunked:
-        gradients = 4 * found.trainable
-    on_device = step.batch if step.prefix == "device" else min(2 * clips, step.batch)
+    found, clips = simulate(step), step.passes
+    now, more = (_pass(found.trace.at(count), step).ops() for count in (clips, clips + 1))
+    at = int(_beside(now, step).argmax())
+    grown = clips * int(more[at, ALIVE] - now[at, ALIVE])
+    gradients = int(now[at, GRADIENTS])
+    casts = int(now[at, ALIVE]) - gradients - grown
+    row = found.rows * (step.config.width * ITEM[step.precision] + INDEX)
+    # The last chunk goes at once, and is not stored; the rows of another are in the store, and were counted above.
+    waiting = step.batch - 2 * clips if step.prefix == "device" else clips
     return Memory(
         weights=4 * found.parameters,
-        gradients=gradients,
+        gradients=4 * found.trainable if step.chunked else gradients,
         optimiser=int(STATE_BYTES[step.states] * found.trainable),
         activations=grown,
         batch=_batch(step, found),
-        prefix=step.stored * on_device * stored_row,
-        casts=rest,
+        prefix=step.stored * max(waiting, 0) * row,
+        casts=casts,
         kernels=0 if device is None else kernels(step, found, device),
     )
+
+
+def _beside(ops: Tensor, step: Step) -> Tensor:
+    """(n,) bytes alive beside gradients that are there from an earlier pass."""
+    return ops[:, ALIVE] - ops[:, GRADIENTS] if step.chunked else ops[:, ALIVE]
 
 
 def _pass(trace: Trace, step: Step) -> Trace:

@@ -70,23 +70,25 @@ class Seconds:
 
 def seconds_of(step: Step, device: Device) -> Seconds:
     """The predicted time of ``step``."""
-    found = simulate(step)
-    trace, passes = found.trace.at(step.passes), step.batch / step.passes
-    runs = [trace]
+    found, passes = simulate(step), step.batch / step.passes
+    trace = found.trace.at(step.passes)
+    runs = [(trace, 1.0)]
     if step.chunked:
+        # All but the last chunk go through the forward twice, but for a prefix that is stored.
         second = trace.after(f"video {step.first_trained}") if step.stored else trace
-        runs = [trace.part(backward=False), second]
+        runs += [(trace.part(backward=False), passes - 1), (second, passes - 1)]
     kinds = dict.fromkeys((REST, PRODUCTS, EMBEDDING, ATTENTION, ATTENTION_BACKWARD), 0.0)
-    ops, moved = 0, passes * int(runs[-1].ops()[-1, OFFLOADED]) * 2
-    for run in runs:
-        found_ops = run.ops()
-        times = op_seconds(found_ops, step, device)
+    launches = 0.0
+    for run, times in runs:
+        ops = run.ops()
+        each = op_seconds(ops, step, device)
         for kind in kinds:
-            kinds[kind] += passes * float(times[found_ops[:, KIND] == kind].sum())
-        ops += passes * int((times > 0).sum())
+            kinds[kind] += times * float(each[ops[:, KIND] == kind].sum())
+        launches += times * int((each > 0).sum())
+    moved = 2 * passes * int(trace.ops()[-1, OFFLOADED])
     if step.chunked:
         # A pass adds its gradients to those that are there.
-        kinds[REST] += passes * 12 * found.trainable / (device.copy * EFFICIENCY["memory"])
+        kinds[REST] += (passes - 1) * 12 * found.trainable / (device.copy * EFFICIENCY["memory"])
     moved += step.batch * pixel_bytes(step, found)
     if step.stored and step.prefix == "host":
         moved += 2 * step.batch * found.rows * step.config.width * ITEM[step.precision]
@@ -99,7 +101,7 @@ def seconds_of(step: Step, device: Device) -> Seconds:
         rest=kinds[REST],
         optimiser=(12 + states) * found.trainable / (device.copy * EFFICIENCY["memory"]),
         transfers=moved / (device.link * EFFICIENCY["link"]),
-        host=LAUNCH * ops,
+        host=LAUNCH * launches,
     )
 
 

@@ -23,6 +23,11 @@ from fastvivit.planning.trace import AffineTrace, Recorder, Trace
 
 # Blocks that are run of a stack of more: its first may differ from those after it, of which two show what one adds.
 _RUN = 3
+
+
+def _run_of(step: Step) -> int:
+    # A block's input is packed for the host before the block begins, as the last op of the one before it.
+    return _RUN + step.offload
 DIM = 512
 
 
@@ -82,7 +87,7 @@ def encoder_config(step: Step) -> ViViTConfig:
 def _reduced(step: Step) -> tuple[ViViTConfig, int, int]:
     """The encoder with as many blocks as are run, and how many of those are frozen and trained."""
     frozen = min(step.frozen, _RUN)
-    trained = min(step.config.depth - step.frozen, _RUN)
+    trained = min(step.config.depth - step.frozen, _run_of(step))
     return encoder_config(step).replace(depth=frozen + trained), frozen, trained
 
 
@@ -127,7 +132,7 @@ def _model(step: Step, config: ViViTConfig) -> nn.Module:
             tune.temporal_only(video)
         model: nn.Module = video
         if step.text is not None:
-            text = PlannedText(replace(step.text, depth=min(step.text.depth, _RUN)))
+            text = PlannedText(replace(step.text, depth=min(step.text.depth, _run_of(step))))
             model = VideoTextModel(video, text, DIM)
     if step.checkpointing != "none":
         model.set_grad_checkpointing(True, step.checkpointing, offload=step.offload)
@@ -219,7 +224,7 @@ def _whole(trace: Trace, step: Step, frozen: int, trained: int) -> Trace:
         trace = trace.stretched("video 1", "video 2", step.frozen - frozen)
     trace = _longer(trace, "video", frozen, step.config.depth - step.frozen - trained)
     if step.text is not None:
-        times = step.text.depth - min(step.text.depth, _RUN)
+        times = step.text.depth - min(step.text.depth, _run_of(step))
         if step.tune_text:
             trace = _longer(trace, "text", 0, times)
         elif times:
@@ -239,7 +244,7 @@ def _counts(model: nn.Module, step: Step, frozen: int, trained: int) -> tuple[in
     """Parameters, and those that are trained, with as many blocks as the step has."""
     more = {"video": (step.frozen - frozen, step.config.depth - step.frozen - trained), "text": (0, 0)}
     if step.text is not None:
-        more["text"] = (0, step.text.depth - min(step.text.depth, _RUN))
+        more["text"] = (0, step.text.depth - min(step.text.depth, _run_of(step)))
     total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for name, encoder in _encoders(model).items():

@@ -134,8 +134,6 @@ class Recorder(Ledger):
     def note(self, func: Any, args: tuple, kwargs: dict[str, Any], made: list[Tensor], flops: int) -> None:
         """Write the op down."""
         name = func.overloadpacket.__name__
-        if func.namespace == "prim":
-            return
         kind = REST
         if name in _ATTENTION:
             kind = _ATTENTION[name]
