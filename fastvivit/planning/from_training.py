@@ -8,7 +8,6 @@ from typing import Any
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.vivit import ViViT
-from fastvivit.planning.step import Step
 from fastvivit.planning.texts import TEXTS, TextSize
 from fastvivit.train.config import TrainConfig
 
@@ -52,7 +51,7 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         "prefix": config.memory.prefix,
         "checkpointing": config.memory.checkpointing,
         "offload": config.memory.offload,
-        "states": getattr(config.optimiser, "states", Step.states),
+        "states": config.optimiser.states,
         "precision": "float32" if config.run.precision == "float32" else "bfloat16",
         "text": text,
         "tune_text": config.tuning.text,

@@ -239,7 +239,7 @@ def advice(
         peak = show_bytes(needed(now, found.device))
         lines.append(f"to fit: {', '.join(map(str, found.remedy))}: {peak}, {100 * slower:+.0f} % time a step")
     for switch in found.switches:
-        note = "" if switch.learns_the_same else "; changes what is learned"
+        note = f"; {switch.note}" if switch.note else ""
         share = 100 * switch.costs / found.step_seconds
         lines.append(f"{switch}: saves {show_bytes(switch.saves)}, {share:+.0f} % time a step{note}")
     return lines

@@ -28,6 +28,8 @@ _RUN = 3
 def _run_of(step: Step) -> int:
     # A block's input is packed for the host before the block begins, as the last op of the one before it.
     return _RUN + step.offload
+
+
 DIM = 512
 
 

@@ -17,6 +17,7 @@ CONTEXT, FRAGMENTED = 500 * 10**6, 0.04
 _LARGEST = 1 << 17
 # What people choose for a long clip (paper, section 6.1).
 _LAYERS, _MASK = 4, 0.75
+_CHANGES = "changes what is learned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Switch:
     Attributes:
         field: of a training config, or what else is to be done.
         value: its new value, as TOML has it; empty where there is no field.
-        learns_the_same: whether losses and gradients stay what they are, to rounding.
+        note: what it changes of what is learned; empty where losses and gradients stay what they are, to rounding.
         saves: bytes.
         costs: seconds a step, predicted; below 0 where it is faster.
         total: bytes of the step with it.
@@ -36,7 +37,7 @@ class Switch:
 
     field: str
     value: str
-    learns_the_same: bool
+    note: str
     saves: int
     costs: float
     total: int
@@ -66,7 +67,7 @@ def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
     """Every switch that is not turned yet and saves something: those that leave the result as it is come first."""
     before, seconds = memory_of(step, device).total, seconds_of(step, device).total
     found = []
-    for field, value, same, changes in _candidates(step, device, memory):
+    for field, value, note, changes in _candidates(step, device, memory):
         changed = replace(step, **changes)
         total = memory_of(changed, device).total
         if total < before:
@@ -74,7 +75,7 @@ def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
                 Switch(
                     field=field,
                     value=value,
-                    learns_the_same=same,
+                    note=note,
                     saves=before - total,
                     costs=seconds_of(changed, device).total - seconds,
                     total=total,
@@ -82,7 +83,7 @@ def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
                     changes=changes,
                 )
             )
-    return tuple(sorted(found, key=lambda s: (not s.learns_the_same, not s.fits, s.costs > 0.01 * seconds, -s.saves)))
+    return tuple(sorted(found, key=lambda s: (bool(s.note), not s.fits, s.costs > 0.01 * seconds, -s.saves)))
 
 
 def remedy(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
@@ -97,7 +98,7 @@ def remedy(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
         offered = [s for s in switches(now, device, memory) if s.saves > 0.01 * over]
         if not offered:
             return ()
-        offered = [s for s in offered if s.learns_the_same] or offered
+        offered = [s for s in offered if not s.note] or offered
         fitting = [s for s in offered if s.fits]
         best = min(fitting, key=lambda s: s.costs) if fitting else max(offered, key=lambda s: s.saves)
         turned.append(best)
@@ -116,27 +117,27 @@ def turned_by(step: Step, turned: Iterable[Switch]) -> Step:
     return step
 
 
-def _candidates(step: Step, device: Device, memory: int) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
-    """Field, value, whether what is learned stays the same, and what changes of the step."""
+def _candidates(step: Step, device: Device, memory: int) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Field, value, what it changes of what is learned, and what changes of the step."""
     if step.pixels == "clips" and step.mask_ratio:
-        yield "packed shards (fastvivit data pack)", "", True, {"pixels": "tubelets"}
+        yield "packed shards (fastvivit data pack)", "", "", {"pixels": "tubelets"}
     if step.batch_on == "device" and step.chunked:
-        yield "clips from pinned host memory", "", True, {"batch_on": "host"}
+        yield "clips from pinned host memory", "", "", {"batch_on": "host"}
     if step.passes > 1:
         most = largest(step, "chunk", lambda s: needed(s, device) <= memory, step.passes - 1)
         chunk = 1 << (most.bit_length() - 1) if most else 1
-        yield "memory.chunk", str(chunk), True, {"chunk": chunk}
+        yield "memory.chunk", str(chunk), "", {"chunk": chunk}
     if step.stored and step.prefix == "device":
-        yield "memory.prefix", '"host"', True, {"prefix": "host"}
+        yield "memory.prefix", '"host"', "", {"prefix": "host"}
     if step.checkpointing == "none":
-        yield "memory.checkpointing", '"selective"', True, {"checkpointing": "selective"}
+        yield "memory.checkpointing", '"selective"', "", {"checkpointing": "selective"}
     if step.checkpointing != "full":
-        yield "memory.checkpointing", '"full"', True, {"checkpointing": "full"}
+        yield "memory.checkpointing", '"full"', "", {"checkpointing": "full"}
     elif not step.offload:
-        yield "memory.offload", "true", True, {"offload": True}
+        yield "memory.offload", "true", "", {"offload": True}
     if step.states == "float32":
-        yield "optimiser.states", '"8bit"', False, {"states": "8bit"}
+        yield "optimiser.states", '"8bit"', "rounds the moments", {"states": "8bit"}
     if step.mask_ratio < _MASK:
-        yield "mask.ratio", str(_MASK), False, {"mask_ratio": _MASK}
+        yield "mask.ratio", str(_MASK), _CHANGES, {"mask_ratio": _MASK}
     if step.method != "last" and step.config.depth > _LAYERS:
-        yield "tuning.method", '"last_layers"', False, {"tuning": f"last_{_LAYERS}"}
+        yield "tuning.method", '"last_layers"', _CHANGES, {"tuning": f"last_{_LAYERS}"}

@@ -72,7 +72,8 @@ def _memory(plan: Plan) -> list[str]:
 
 def _time(plan: Plan) -> list[str]:
     seconds = plan.seconds
-    parts = [f"{what} {getattr(seconds, name) / seconds.device:.0%}" for name, what in _TIMES.items()]
+    shares = {what: getattr(seconds, name) / seconds.device for name, what in _TIMES.items()}
+    parts = [f"{what} {share:.0%}" for what, share in shares.items() if share >= 0.005]
     bound = {"device": "", "transfers": "  (bound by transfers from the host)", "host": "  (bound by launches)"}
     lines = [
         f"time on {plan.device.name}, predicted{bound[seconds.bound]}",
@@ -107,7 +108,7 @@ def _switches(plan: Plan) -> list[str]:
     lines = ["", f"{'switches, one at a time':<{wide + 2}}{'saves':>10}{'total':>10}{'time':>8}"]
     for switch in plan.switches:
         share = 100 * switch.costs / plan.step_seconds
-        notes = ["fits"] * (switch.fits and not plan.fits) + ["changes what is learned"] * (not switch.learns_the_same)
+        notes = ["fits"] * (switch.fits and not plan.fits) + [switch.note] * bool(switch.note)
         time = "same" if abs(share) < 0.5 else f"{share:+.0f} %"
         line = f"  {switch!s:<{wide}}{show_bytes(switch.saves):>10}{show_bytes(switch.total):>10}{time:>8}"
         lines.append(f"{line}  {', '.join(notes)}".rstrip())

@@ -88,7 +88,9 @@ def test_the_peak_is_that_of_a_real_step(name):
     assert without_states(memory_of(step, None)) == pytest.approx(real_peak(step, encoder_of(step)), rel=0.01)
 
 
-@pytest.mark.parametrize("change", [{"attention": "factorised"}, {"attention": "frame"}, {"pool": "cls"}, {"pool": "attention"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"attention": "factorised"}, {"attention": "frame"}, {"pool": "cls"}, {"pool": "attention"}], ids=str
+)
 def test_the_peak_of_other_encoders(change):
     tuning = "temporal" if change.get("attention") == "factorised" else "all"
     step = Step(config=CFG.replace(**change), mask_ratio=0.5, tuning=tuning, batch=3, precision="float32")
