@@ -7,7 +7,6 @@ from math import prod
 
 from torch import Tensor
 
-
 from fastvivit.planning.devices import Device
 from fastvivit.planning.simulate import DIM, Simulated, encoder_config, simulate
 from fastvivit.planning.step import Step
@@ -113,8 +112,9 @@ def _batch(step: Step, found: Simulated) -> int:
 def kernels(step: Step, found: Simulated, device: Device) -> int:
     """What GPU kernels and cuBLAS take inside themselves, all of it as if at once.
 
-    Two float32 a row and head of the attention's backward (log-sum-exp in base 2, row sums); an int64 a token in the embedding; a cuBLAS workspace for each of the two threads that forward and
-    backward run in; and of the loss the whole batch's vectors and cosines, with their gradients, in float32.
+    Two float32 a row and head of the attention's backward (log-sum-exp in base 2, row sums); an int64 a token in the
+    embedding; a cuBLAS workspace for each of the two threads that forward and backward run in; and of the loss the
+    whole batch's vectors and cosines, with their gradients, in float32.
     """
     rows = found.rows * step.passes
     # The table has an entry of 24 bytes for every 128 rows, as queries and as keys: kilobytes, and left out.

@@ -197,7 +197,7 @@ def _marks(model: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hooks.R
                 if not recorder.backward:
                     recorder.mark(at)
 
-            def after(_module, _inputs, output, at=f"{name} {index}", last=index == len(encoder.blocks) - 1) -> None:
+            def after(_module, _inputs, output, at=f"{name} {index}", last=block is encoder.blocks[-1]) -> None:
                 if recorder.backward:
                     return
                 if output.requires_grad:

@@ -20,7 +20,7 @@ from fastvivit.train.tables import TextConfig
 
 CFG = fv.ViViTConfig(frames=8, size=64, tubelet=(2, 8, 8), width=64, depth=7, heads=4, ff=256, images=False)
 TEXT = TextSize(width=64, depth=5, heads=4, ff=256, vocabulary=30, positions=12, tokens=12, dropout=0.0)
-WORDS = "a b c d e f g h i j k l".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]
 TUNINGS = {
     "last_2": lambda enc: tune.last_layers(enc, 2),
     "adapters_16": lambda enc: tune.add_adapters(enc, 16),

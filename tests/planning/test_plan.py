@@ -10,7 +10,6 @@ from fastvivit.planning import TextSize, advice
 from fastvivit.planning.devices import BY_NAME
 from fastvivit.planning.memory import memory_of
 from fastvivit.planning.sizes import parse_bytes, show_bytes, show_seconds
-from fastvivit.planning.step import Step
 from fastvivit.planning.switches import needed, remedy, switches, turned_by
 
 CFG = fv.ViViTConfig(frames=8, size=64, tubelet=(2, 8, 8), width=64, depth=6, heads=4, ff=256)
