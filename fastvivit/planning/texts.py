@@ -70,7 +70,7 @@ class PlannedText(nn.Module):
         self.positions = nn.Embedding(size.positions, size.width)
         self.kinds = nn.Embedding(2, size.width)
         self.norm = nn.LayerNorm(size.width)
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = _Dropout(size.dropout)
         self.blocks = nn.ModuleList(_Layer(size) for _ in range(size.depth))
         self.checkpointing = False
         self.offload: HostOffload | None = None
@@ -93,6 +93,13 @@ class PlannedText(nn.Module):
         return (x * real).sum(1) / real.sum(1)
 
 
+class _Dropout(nn.Dropout):
+    """As a GPU has it: the mask is kept in bytes, where a CPU's own would have the dtype of the rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.p, self.training)[0] if self.p and self.training else x
+
+
 class _Layer(nn.Module):
     """A layer of BERT (Devlin et al. 2019): attention, then feed-forward, each with its LayerNorm after the sum."""
 
@@ -103,7 +110,7 @@ class _Layer(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.fc1, self.fc2 = nn.Linear(width, size.ff), nn.Linear(size.ff, width)
-        self.dropout = nn.Dropout(size.dropout)
+        self.dropout = _Dropout(size.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         # Without a mask and without dropout of the weights, so that fakes of a CPU too keep no (L, L) scores, as no
