@@ -12,7 +12,7 @@ from fastvivit.planning.devices import Device, device_named
 from fastvivit.planning.memory import Memory, memory_of
 from fastvivit.planning.seconds import Seconds, model_flops, seconds_of
 from fastvivit.planning.simulate import simulate
-from fastvivit.planning.sizes import parse_bytes, show_bytes
+from fastvivit.planning.sizes import parse_bytes, show_bytes, show_change
 from fastvivit.planning.step import Step, text_of
 from fastvivit.planning.switches import Switch, largest, needed, remedy, switches, turned_by
 from fastvivit.planning.texts import TextSize
@@ -232,14 +232,14 @@ def advice(
         ValueError: as ``plan``.
     """
     found = plan(config, gpu_memory=memory, device=device, **arguments)
-    lines = [f"the step is predicted to need {show_bytes(found.needed)} of {show_bytes(found.gpu_memory)}"]
+    lines = [f"the step is predicted to need {show_bytes(found.needed)}, and there are {show_bytes(found.gpu_memory)}"]
     if found.remedy:
         now = turned_by(found.step, found.remedy)
-        slower = seconds_of(now, found.device).total / found.step_seconds - 1
+        time = show_change(seconds_of(now, found.device).total / found.step_seconds - 1)
         peak = show_bytes(needed(now, found.device))
-        lines.append(f"to fit: {', '.join(map(str, found.remedy))}: {peak}, {100 * slower:+.0f} % time a step")
+        lines.append(f"to fit: {', '.join(map(str, found.remedy))}: {peak}, {time} time a step")
     for switch in found.switches:
         note = f"; {switch.note}" if switch.note else ""
-        share = 100 * switch.costs / found.step_seconds
-        lines.append(f"{switch}: saves {show_bytes(switch.saves)}, {share:+.0f} % time a step{note}")
+        time = show_change(switch.costs / found.step_seconds)
+        lines.append(f"{switch}: saves {show_bytes(switch.saves)}, {time} time a step{note}")
     return lines

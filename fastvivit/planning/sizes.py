@@ -1,4 +1,4 @@
-"""Bytes, seconds and counts as people write and read them."""
+"""Bytes, seconds and changes as people write and read them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def show_seconds(seconds: float) -> str:
     if seconds >= 1:
         return f"{_three(seconds)} s"
     return f"{_three(seconds * 1e3)} ms"
+
+
+def show_change(share: float) -> str:
+    """A share more or less, in percent: "+27 %", "same"."""
+    return "same" if abs(share) < 0.005 else f"{100 * share:+.0f} %"
 
 
 def _three(number: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastvivit.planning.sizes import show_bytes, show_seconds
+from fastvivit.planning.sizes import show_bytes, show_change, show_seconds
 from fastvivit.planning.switches import needed, turned_by
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ def _switches(plan: Plan) -> list[str]:
     wide = max(len(str(switch)) for switch in plan.switches)
     lines = ["", f"{'switches, one at a time':<{wide + 2}}{'saves':>10}{'total':>10}{'time':>8}"]
     for switch in plan.switches:
-        share = 100 * switch.costs / plan.step_seconds
         notes = ["fits"] * (switch.fits and not plan.fits) + [switch.note] * bool(switch.note)
-        time = "same" if abs(share) < 0.5 else f"{share:+.0f} %"
+        time = show_change(switch.costs / plan.step_seconds)
         line = f"  {switch!s:<{wide}}{show_bytes(switch.saves):>10}{show_bytes(switch.total):>10}{time:>8}"
         lines.append(f"{line}  {', '.join(notes)}".rstrip())
     return lines

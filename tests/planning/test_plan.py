@@ -75,7 +75,7 @@ def test_the_remedy_fits_and_none_of_it_is_needless():
 
 def test_advice_names_fields_of_a_training_config():
     lines = advice(CFG, "1GB", text=TEXT, batch=4000)
-    assert "of 1.00 GB" in lines[0] and lines[1].startswith("to fit: memory.chunk = ")
+    assert "there are 1.00 GB" in lines[0] and lines[1].startswith("to fit: memory.chunk = ")
     assert any(line.startswith('memory.checkpointing = "full": saves') for line in lines)
     assert any(line.endswith("changes what is learned") for line in lines)
 
