@@ -15,6 +15,7 @@ from fastvivit.data.dataset import Failure
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
+from fastvivit.train.sources import open_source
 from fastvivit.train.step import autocast
 
 
@@ -45,15 +46,14 @@ class Stage(ABC):
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
         self.config = config
         self.failures: list[Failure] = []
-        clip = {"frames": encoder.frames, "fps": config.data.fps, "size": encoder.size}
         # A mask must not be the same for every source's first sample, so each has a seed of its own.
         self.sources = [
-            ClipDataset(source.path, seed=config.seed + number, cache=config.data.cache, **clip)
-            for number, source in enumerate(config.sources)
+            open_source(source.path, config.data, encoder, seed=config.seed + number, mask=mask)
+            for number, (source, mask) in enumerate(zip(config.sources, config.masks, strict=True))
         ]
         self.heldout: ClipDataset | None = None
         if config.data.heldout is not None:
-            self.heldout = ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
+            self.heldout = open_source(config.data.heldout, config.data, encoder, seed=config.seed)
 
     @property
     def captions(self) -> list[str]:
