@@ -6,7 +6,7 @@ from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_s
 from fastvivit.data.guarded import DecoderDied, DecoderTimeout, GuardedReader
 from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
-from fastvivit.data.manifest import Entry, read_manifest, write_manifest
+from fastvivit.data.manifest import Entry, one_a_clip, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
@@ -37,6 +37,7 @@ __all__ = [
     "collate",
     "import_annotations",
     "make_clip",
+    "one_a_clip",
     "pack",
     "probe",
     "read_clip",

@@ -51,6 +51,7 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     keep_last: int = 3,
+    frozen: dict[str, str] | None = None,
 ) -> Path:
     """Write the checkpoint of ``step``, then remove all but the last ``keep_last``.
 
@@ -63,6 +64,7 @@ def save_checkpoint(
         optimiser: its optimiser.
         state: anything else, as plain JSON.
         keep_last: how many stay.
+        frozen: hashes of a captioner's frozen models, ``frozen_hashes``, if they are known already.
 
     Returns:
         The checkpoint's folder.
@@ -72,7 +74,7 @@ def save_checkpoint(
         return target
     with written_whole(target) as scratch:
         if isinstance(model, VideoCaptioner):
-            write_layers(model, scratch)
+            write_layers(model, scratch, frozen)
         else:
             write_pretrained(model, scratch)
         tensors = optimiser_tensors(model, optimiser) | _random_states()
@@ -126,6 +128,9 @@ def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
     for path in (*(run / FOLDER).glob(".step-*"), *run.glob(".language-*"), *run.glob(".model-*")):
         shutil.rmtree(path, ignore_errors=True)
+    for name in (".config.json-*", ".metrics.jsonl-*"):
+        for path in run.glob(name):
+            path.unlink(missing_ok=True)
 
 
 def _random_states() -> dict[str, Tensor]:

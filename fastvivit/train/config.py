@@ -27,19 +27,19 @@ from fastvivit.train.tables import (
     TuningConfig,
 )
 
-_DUAL = ("contrastive", "images", "image_to_video", "short_to_long")
+DUAL = ("contrastive", "images", "image_to_video", "short_to_long")
 _CAPTIONING = ("video_to_text", "finetune")
-STAGES = (*_DUAL, *_CAPTIONING)
+STAGES = (*DUAL, *_CAPTIONING)
 # Fields that mean something in some stages alone; anything but their default is a mistake in the others.
 _ONLY_IN = {
-    "dim": _DUAL,
-    "loss": _DUAL,
-    "model": _DUAL,
-    "text": _DUAL,
-    "init": _DUAL,
-    "auxiliary": _DUAL,
-    "tuning": _DUAL,
-    "frames": _DUAL,
+    "dim": DUAL,
+    "loss": DUAL,
+    "model": DUAL,
+    "text": DUAL,
+    "init": DUAL,
+    "auxiliary": DUAL,
+    "tuning": DUAL,
+    "frames": DUAL,
     "language": ("video_to_text",),
     "vision": _CAPTIONING,
     "captions": _CAPTIONING,
@@ -124,7 +124,7 @@ class TrainConfig:
         one_of("stage", self.stage, STAGES)
         at_least("", self, 1, "steps", "dim")
         # Contrastively, a clip is learned by telling it from others.
-        at_least("", self, 2 if self.stage in _DUAL else 1, "batch_size")
+        at_least("", self, 2 if self.stage in DUAL else 1, "batch_size")
         at_least("", self, 0, "seed")
         for declared in fields(self):
             stages = _ONLY_IN.get(declared.name, STAGES)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
+from fastvivit._folders import file_written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import frozen_hashes
 from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
 from fastvivit.pretrained import CONFIG, save_pretrained
@@ -31,10 +34,13 @@ from fastvivit.train.checkpoint import (
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
 from fastvivit.train.journal import Journal
+from fastvivit.train.meter import Meter
 from fastvivit.train.optimiser import make_optimiser, widen_masters
 from fastvivit.train.report import write_report
+from fastvivit.train.shortage import shortages_explained
 from fastvivit.train.stages import Stage, make_stage
 from fastvivit.train.stages.base import Scored
+from fastvivit.train.starvation import Starvation, usable_cores
 from fastvivit.train.step import train_step
 
 
@@ -65,6 +71,7 @@ def fit(
     Raises:
         ValueError: a folder that holds a run already (without ``resume``), or one with other settings; bad
             data.
+        OutOfMemory: a step needed more memory than there is; the message says what to turn.
         NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
         KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
     """
@@ -97,6 +104,7 @@ def fit(
             steps=config.steps,
             log_every=config.run.log_every,
             tensorboard=config.run.tensorboard,
+            headline=stage.headline,
             quiet=quiet,
             name=name,
         )
@@ -110,6 +118,8 @@ def fit(
             model=model,
             optimiser=optimiser,
             journal=journal,
+            meter=Meter(stage, model, device),
+            starvation=Starvation(config.data.workers, usable_cores()),
             step=step,
             broken=broken,
         )
@@ -124,7 +134,11 @@ def fit(
 
 @dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run; ``broken`` holds the files that could not be read, by source and entry."""
+    """The moving parts of a run.
+
+    ``broken`` holds the files that could not be read, by source and entry; ``frozen`` the hashes of a captioner's
+    frozen models.
+    """
 
     stage: Stage
     out: Path
@@ -133,8 +147,11 @@ class _Run:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     journal: Journal
+    meter: Meter
+    starvation: Starvation
     step: int
     broken: dict[tuple[int, int], Failure]
+    frozen: dict[str, str] | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -145,11 +162,13 @@ class _Run:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
         self._note_broken(0, self.stage.failures)
         if self.step == self.config.steps:
-            return self.stage.evaluate(self.model, last=True)  # resumed after its last step
+            return self._evaluate(last=True)  # resumed after its last step
         with _interrupts() as interrupted:
             began = time.monotonic()
             for batches in _loader(self.stage, self.sampler, self.device):
                 waited = time.monotonic() - began
+                with self._shortages("the first step"):
+                    began += self.meter.prepare(batches)
                 evaluation = self._take(batches, began, waited)
                 last = self.step == self.config.steps
                 if last or interrupted or self.step % self.config.run.save_every == 0:
@@ -167,21 +186,30 @@ class _Run:
         config = self.config
         for batch in batches:
             self._note_broken(batch["source"], batch["failures"])
-        values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
+        with self._shortages(f"step {self.step + 1}"):
+            values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
-        seconds = time.monotonic() - began
-        row |= {"broken": len(self.broken), "seconds": seconds, "data_wait": waited / seconds}
-        row["clips_per_second"] = sum(len(batch["caption"]) for batch in batches) / seconds
+        row |= {"broken": len(self.broken)} | self.meter.row(batches, time.monotonic() - began, waited)
         every = config.run.eval_every
         last = self.step == config.steps
         due = last or (every and self.step % every == 0)
-        evaluation = self.stage.evaluate(self.model, last=last) if due else None
+        evaluation = self._evaluate(last=last) if due else None
         if evaluation is not None:
             row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
         self.journal.step(row)
+        hungry = self.starvation.note(row)
+        if hungry is not None:
+            self.journal.say(hungry)
         return evaluation
+
+    def _evaluate(self, *, last: bool) -> Scored | None:
+        with self._shortages("evaluation"):
+            return self.stage.evaluate(self.model, last=last)
+
+    def _shortages(self, what: str) -> AbstractContextManager[None]:
+        return shortages_explained(what, self.config, self.device, self.out)
 
     def _note_broken(self, source: int, failures: Sequence[Failure]) -> None:
         self.stage.sources[source].record_failures(failures)
@@ -197,7 +225,11 @@ class _Run:
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
-        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last)
+        self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
+        if self.frozen is None and isinstance(self.model, VideoCaptioner):
+            self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
+        keep = self.config.run.keep_last
+        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=keep, frozen=self.frozen)
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -223,10 +255,8 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{CONFIG}"
-    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     remove_scratch(out)
     return latest_checkpoint(out)
 

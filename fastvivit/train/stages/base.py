@@ -41,7 +41,10 @@ class Stage(ABC):
             them.
         heldout: samples to score, or None.
         failures: broken files of the first source that are known before the first step.
+        headline: the held-out score by which steps are compared, and whether more of it is better.
     """
+
+    headline: tuple[str, bool] = ("loss", False)
 
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
         self.config = config

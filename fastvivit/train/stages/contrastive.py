@@ -28,6 +28,8 @@ _SEARCHES = 4
 class Contrastive(Stage):
     """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
 
+    headline = ("t2v_r1", True)
+
     def __init__(self, config: TrainConfig) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
