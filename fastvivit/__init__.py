@@ -14,6 +14,7 @@ from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.pooling import temporal_mean
 from fastvivit.modules.text import TextTower
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 from fastvivit.tubes import Tube
 
@@ -28,6 +29,7 @@ __all__ = [
     "PerceiverResampler",
     "TextTower",
     "Tube",
+    "Tubelets",
     "VideoCaptioner",
     "VideoTextModel",
     "ViViT",

@@ -63,6 +63,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
         }
         if model.auxiliary is not None:
             config["auxiliary"] = asdict(model.auxiliary.config)
+        if model.loss != "infonce":
+            config["loss"] = model.loss
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -103,7 +105,9 @@ def load_pretrained(folder: str | os.PathLike) -> Model:
         auxiliary = config.get("auxiliary", {})
         check_fields(AuxiliaryConfig, auxiliary)
         text = _text_tower(folder / TEXT, **config["text"])
-        model = VideoTextModel(model, text, config["dim"], AuxiliaryConfig(**auxiliary))
+        model = VideoTextModel(
+            model, text, config["dim"], AuxiliaryConfig(**auxiliary), loss=config.get("loss", "infonce")
+        )
     state = load_file(folder / WEIGHTS)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:

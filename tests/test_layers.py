@@ -9,15 +9,15 @@ ROOT = Path(__file__).parent.parent / "fastvivit"
 
 # Lowest first. A module may import its own layer and those below; backends load when they run.
 LAYERS = [
-    ("_native", "_autocast", "_backends", "_folders"),
+    ("_native", "_autocast", "_backends", "_folders", "_staging"),
     ("_probe", "_checks", "_operator"),
-    ("ops",),
+    ("ops", "losses"),
     ("functional",),
     ("tokens", "metrics"),
     ("tubes",),
     ("models",),
     ("modules",),
-    ("convert", "tune", "hf", "modular"),
+    ("convert", "tune", "hf", "modular", "_chunks", "contrastive"),
     ("caption",),
     ("pretrained", "data"),
     ("search", "train", "describe"),

@@ -26,9 +26,10 @@ from fastvivit.caption.writing import require_options, write
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
 from fastvivit.modules.perceiver import PerceiverResampler
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import ViViT
 
-Video = Tensor | Sequence[Tensor] | Vision
+Video = Tensor | Sequence[Tensor] | Tubelets | Vision
 
 
 class VideoCaptioner(nn.Module):
@@ -176,7 +177,7 @@ class VideoCaptioner(nn.Module):
     @torch.no_grad()
     def encode_video(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         mask_ratio: float = 0.0,
         *,
         keep: Keep = None,
@@ -197,7 +198,7 @@ class VideoCaptioner(nn.Module):
         """What the language model's new layers see of B clips, with a graph to the resampler.
 
         Args:
-            video: clips, or the ``Vision`` of clips, of which nothing more is dropped.
+            video: clips; or ``Tubelets`` or the ``Vision`` of clips, of which nothing more is dropped.
             mask_ratio: as in ``encode_video``.
             keep: as in ``encode_video``.
             generator: as in ``encode_video``.
@@ -206,6 +207,7 @@ class VideoCaptioner(nn.Module):
             ValueError: as ``ViViT``; a ``Vision`` of another width, on another device, or with ``keep``.
         """
         if not isinstance(video, Vision):
+            mask_ratio = 0.0 if isinstance(video, Tubelets) else mask_ratio
             video = self.encode_video(video, mask_ratio, keep=keep, generator=generator)
         elif keep is not None:
             raise ValueError("keep: wanted None beside a Vision, which has its tokens already, got ids")
@@ -230,8 +232,8 @@ class VideoCaptioner(nn.Module):
         Args:
             video: B clips, or their ``Vision``.
             texts: B captions; the end token after each is learned, too.
-            mask_ratio: share of the clips' tokens to drop, 0.3 as the paper; not used where ``keep`` or a ``Vision``
-                has decided that already.
+            mask_ratio: share of the clips' tokens to drop, 0.3 as the paper; not used where ``keep``,
+                ``Tubelets`` or a ``Vision`` have decided that already.
             prompts: what stands before each caption and is not learned; one for all, or B.
             keep: the tokens to keep instead.
             generator: source of randomness for ``mask_ratio``.

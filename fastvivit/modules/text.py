@@ -48,14 +48,11 @@ class TextTower(nn.Module):
         """
         if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"texts: wanted a list of strings, at least one, got {texts!r}")
-        batch = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_special_tokens_mask=True,
-            return_tensors="pt",
-        )
+        options = {"truncation": True, "return_special_tokens_mask": True, "return_tensors": "pt"}
+        batch = self.tokenizer(list(texts), padding=True, max_length=self.max_length, **options)
+        if not batch["input_ids"].shape[1]:
+            # Texts without a token, and nobody beside them who has one: models want a place, if only of padding.
+            batch = self.tokenizer(list(texts), padding="max_length", max_length=1, **options)
         return {name: batch[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
