@@ -25,6 +25,7 @@ from fastvivit.caption.vision import Vision
 from fastvivit.caption.writing import require_options, write
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
+from fastvivit.modules.offload import HostOffload
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import ViViT
@@ -140,11 +141,16 @@ class VideoCaptioner(nn.Module):
         remove(self.lm, self.insertion)
         return self.lm
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks while training; they are computed again in the backward."""
+    def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
+        """Keep no activations inside blocks while training; they are computed again in the backward.
+
+        That is the language model's blocks, each with its new layer, and the resampler's. With ``offload`` their
+        inputs, which are kept, wait in host memory: see ``HostOffload``.
+        """
         self.insertion.checkpointing = enable
+        self.insertion.offload = HostOffload() if enable and offload else None
         if self.resampler is not None:
-            self.resampler.set_grad_checkpointing(enable)
+            self.resampler.set_grad_checkpointing(enable, offload=offload)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""

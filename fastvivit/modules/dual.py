@@ -72,6 +72,15 @@ class VideoTextModel(nn.Module):
         """What multiplies the cosines, 0-d."""
         return self.logit_scale.clamp(max=math.log(100.0)).exp()
 
+    def set_grad_checkpointing(self, enable: bool = True, policy: str = "full", *, offload: bool = False) -> None:
+        """Checkpoint both encoders: see ``ViViT.set_grad_checkpointing``.
+
+        "selective" is for the video encoder alone; the text encoder is checkpointed by "full", where transformers
+        can, or keeps everything.
+        """
+        self.video.set_grad_checkpointing(enable, policy, offload=offload)
+        self.text.set_grad_checkpointing(enable and policy == "full", offload=offload)
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""
         spared = {f"video.{name}" for name in self.video.no_weight_decay()}

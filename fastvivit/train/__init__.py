@@ -14,6 +14,7 @@ from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.loop import fit
+from fastvivit.train.memory import MemoryConfig
 from fastvivit.train.step import NonFiniteLoss
 from fastvivit.train.tables import (
     DataConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "InitConfig",
     "LanguageConfig",
     "MaskConfig",
+    "MemoryConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
     "ResamplerConfig",

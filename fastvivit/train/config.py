@@ -12,6 +12,7 @@ from fastvivit.models import ViViTConfig, plain
 from fastvivit.modules.auxiliary import AuxiliaryConfig
 from fastvivit.train.caption_tables import CaptionConfig, LanguageConfig, VisionConfig
 from fastvivit.train.checks import at_least, one_of
+from fastvivit.train.memory import MemoryConfig
 from fastvivit.train.presets import with_preset
 from fastvivit.train.tables import (
     DataConfig,
@@ -75,7 +76,6 @@ class TrainConfig:
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
         dim: dimensions of the space that clips and captions share.
-        grad_checkpointing: compute activations again in the backward instead of keeping them.
         model: the encoder; None is ViT-B, and with ``start`` the one that is there. From an image ViT it says what
             that leaves open: frames, size, tubelet, attention. In TOML its table may name a preset:
             ``preset = "tiny"`` beside other fields.
@@ -89,6 +89,7 @@ class TrainConfig:
         schedule: see ``ScheduleConfig``.
         mask: see ``MaskConfig``.
         auxiliary: see ``AuxiliaryConfig``; a loss beside the contrastive one, off by default.
+        memory: see ``MemoryConfig``; a resumed run may differ in it.
         run: see ``RunConfig``.
     """
 
@@ -100,7 +101,6 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 512
     dim: int = 512
-    grad_checkpointing: bool = False
     model: ViViTConfig | None = None
     tuning: TuningConfig = field(default_factory=TuningConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -112,6 +112,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -141,6 +142,7 @@ class TrainConfig:
                 f"batch_size: wanted what the sources add up to, {' + '.join(map(str, shares))}, got {self.batch_size}"
             )
         if self.stage in _CAPTIONING:
+            self.memory.check_captioning(self.stage)
             if len(shares) > 1:
                 raise ValueError(f"data.sources: wanted one in stage {self.stage!r}, got {len(shares)}")
             return

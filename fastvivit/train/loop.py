@@ -31,7 +31,7 @@ from fastvivit.train.checkpoint import (
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
 from fastvivit.train.journal import Journal
-from fastvivit.train.optimiser import make_optimiser
+from fastvivit.train.optimiser import make_optimiser, widen_masters
 from fastvivit.train.report import write_report
 from fastvivit.train.stages import Stage, make_stage
 from fastvivit.train.stages.base import Scored
@@ -78,6 +78,7 @@ def fit(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         model = stage.build(out).to(device)
+        widened = widen_masters(model)
         optimiser = make_optimiser(model, config.optimiser)
         # Only now: a mistake in the config leaves no folder behind that would have to be resumed.
         checkpoint = _prepare(config, out, resume)
@@ -99,6 +100,8 @@ def fit(
             quiet=quiet,
             name=name,
         )
+        if widened:
+            journal.say(f"loaded in 16 bits and trained in float32: {', '.join(widened)}")
         run = _Run(
             stage=stage,
             out=out,
@@ -215,7 +218,7 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(f"out: {out} holds a run already; resume it, or name another folder")
         # Read as a config: a run from before a field existed has its default.
         before = TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
-        changed = [name for name in fields if name != "run" and fields[name] != before[name]]
+        changed = [name for name in fields if name not in ("run", "memory") and fields[name] != before[name]]
         if changed:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"

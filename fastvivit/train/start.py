@@ -20,6 +20,7 @@ from fastvivit.pretrained import CONFIG, load_pretrained
 from fastvivit.train.build import build_encoder, build_text
 from fastvivit.train.config import TrainConfig, check_encoder
 from fastvivit.train.folders import find_model
+from fastvivit.train.memory import apply_memory
 from fastvivit.train.tables import TuningConfig
 
 
@@ -94,6 +95,7 @@ def build_dual(
         _freeze(video.embed, not clips)
     if not config.tuning.text:
         _freeze(model.text, True)
+    apply_memory(model, config.memory)
     return model.train()
 
 

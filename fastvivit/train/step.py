@@ -43,12 +43,12 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
 
 
 def in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether products are taken in bfloat16: on a GPU, unless ``precision`` is "float32"."""
-    return device.type == "cuda" and precision == "auto"
+    """Whether products are taken in bfloat16: as ``precision`` says, and for "auto" on a GPU."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 where ``in_bfloat16``; off on a CPU, where it gains nothing."""
+    """bfloat16 where ``in_bfloat16``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device))
 
 

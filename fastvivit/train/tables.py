@@ -11,7 +11,8 @@ _METHODS = ("all", "last_layers", "adapters", "lora", "temporal")
 _EXTEND = ("interpolate", "repeat", "tile")
 _INFLATE = ("average", "central")
 _DEVICES = ("auto", "cpu", "cuda")
-_PRECISIONS = ("auto", "float32")
+_PRECISIONS = ("auto", "float32", "bfloat16")
+_STATES = ("float32", "8bit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,8 @@ class OptimiserConfig:
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         clip: the gradient is scaled down to this norm; inf leaves it.
+        states: "float32" moments, or "8bit" ones, a quarter of the memory, in blocks of 256 with a scale each
+            (Dettmers et al. 2022) by the library bitsandbytes. Those of parameters below 4096 numbers stay float32.
     """
 
     lr: float = 5e-5
@@ -156,8 +159,10 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 2.0
+    states: str = "float32"
 
     def __post_init__(self) -> None:
+        one_of("optimiser.states", self.states, _STATES)
         above("optimiser", self, 0, "lr", "eps", "clip")
         at_least("optimiser", self, 0, "weight_decay")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -214,7 +219,8 @@ class RunConfig:
         keep_last: how many checkpoints stay.
         tensorboard: write TensorBoard events.
         device: "auto" takes a GPU where there is one, "cpu" or "cuda".
-        precision: "auto" is bfloat16 autocast on a GPU and float32 on a CPU; "float32" is that everywhere.
+        precision: of products. "auto" is bfloat16 on a GPU and float32 on a CPU, "float32" and "bfloat16" are that
+            everywhere. Parameters, gradients and the optimiser's states are float32 in any case.
     """
 
     log_every: int = 50

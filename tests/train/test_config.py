@@ -213,7 +213,7 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(auxiliary={"weight": -1}), "auxiliary.weight: wanted above 0, and finite, got -1.0"),
         (merged(run={"save_every": 0}), "run.save_every: wanted at least 1, got 0"),
         (merged(run={"device": "tpu"}), "run.device: wanted one of 'auto', 'cpu', 'cuda', got 'tpu'"),
-        (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', got 'fp8'"),
+        (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', 'bfloat16', got 'fp8'"),
     ],
 )
 def test_refusals(fields, words):
