@@ -214,7 +214,12 @@ class VideoTextModel(nn.Module):
         return {"loss": contrastive + head.config.weight * part, "contrastive": contrastive, head.config.kind: part}
 
     def auxiliary_loss(
-        self, out: EncoderOutput, texts: Sequence[str], seeds: Sequence[int] | None, *, count: int | Tensor | None = None
+        self,
+        out: EncoderOutput,
+        texts: Sequence[str],
+        seeds: Sequence[int] | None,
+        *,
+        count: int | Tensor | None = None,
     ) -> Tensor:
         """The loss of the head, 0-d, unweighted: a mean over tokens, or their sum over ``count``.
 

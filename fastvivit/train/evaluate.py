@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from fastvivit import metrics
 from fastvivit.data import ClipDataset, EpochSampler
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +39,29 @@ class Evaluation:
 
 
 def heldout_batches(
-    dataset: ClipDataset, batch_size: int, workers: int = 0
+    dataset: ClipDataset, batch_size: int, workers: int = 0, ranks: Ranks | None = None
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """All clips in order, as batches and those of their rows that count: broken files are replaced, but not twice."""
+    """All clips in order, as batches and those of their rows that count: broken files are replaced, but not twice.
+
+    Of several ranks each has every so-manieth batch, all of them equally many: the last may come again, without a row
+    that counts.
+    """
+    ranks = ranks or Ranks()
+    batches = list(EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False))
+    places = [ranks.rank + first for first in range(0, len(batches), ranks.size)]
+    own = [batches[min(place, len(batches) - 1)] for place in places]
     loader = DataLoader(
         dataset,
-        batch_sampler=EpochSampler(len(dataset), min(batch_size, len(dataset)), shuffle=False, drop_last=False),
+        batch_sampler=own,
         collate_fn=dataset.collate,
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the training's random numbers
     )
-    wanted = 0
-    for batch in loader:
+    for place, wanted, batch in zip(places, own, loader, strict=True):
         dataset.record_failures(batch["failures"])
-        found = batch["index"].tolist()
         # A broken file's place is taken by another clip, which must not count twice.
-        yield batch, [row for row, index in enumerate(found) if index == wanted + row]
-        wanted += len(found)
+        good = [row for row, index in enumerate(batch["index"].tolist()) if index == wanted[row]]
+        yield batch, good if place < len(batches) else []
 
 
 @torch.no_grad()
@@ -65,19 +72,29 @@ def encode_clips(
     batch_size: int,
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, list[int]]:
     """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries.
 
-    ``progress`` is called with the number of clips after each batch.
+    ``progress`` is called with the number of clips after each batch. Ranks share the work, and all return the whole.
     """
-    vectors, entries = [], []
-    for batch, good in heldout_batches(dataset, batch_size, workers):
+    ranks = ranks or Ranks()
+    vectors, entries, failures = [], [], []
+    for batch, good in heldout_batches(dataset, batch_size, workers, ranks):
         video = batch["video"].to(model.logit_scale.device)
         vectors.append(model.encode_video(video).float().cpu()[good])
         entries += batch["index"][good].tolist()
         if progress is not None:
             progress(len(batch["index"]))
-    return torch.cat(vectors), entries
+        failures += batch["failures"]
+    if ranks.alone:
+        return torch.cat(vectors), entries
+    every = ranks.gather((torch.cat(vectors), entries, failures))
+    for _, _, found in every:
+        dataset.record_failures(found)
+    places = torch.tensor([entry for _, some, _ in every for entry in some])
+    order = places.argsort()
+    return torch.cat([some for some, _, _ in every])[order], places[order].tolist()
 
 
 @torch.no_grad()
@@ -88,8 +105,11 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Score a model; it is left in the mode it was in. ``progress`` is called with the clips of each batch.
+
+    Ranks of a run share the clips, and each returns the whole.
 
     ``twin`` is the share of clips that are nearer to their own (first) caption than to their twin's; a tie is
     a miss.
@@ -100,7 +120,9 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        video, entries = encode_clips(model, dataset, batch_size=batch_size, workers=workers, progress=progress)
+        video, entries = encode_clips(
+            model, dataset, batch_size=batch_size, workers=workers, progress=progress, ranks=ranks
+        )
         captions, owners = [], []
         for place, entry in enumerate(entries):
             captions += dataset.entries[entry].captions

@@ -29,6 +29,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
+class Silence:
+    """The journal of the ranks that keep none."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Journal:
     """Writes each step once: a line in a file, flushed at once; TensorBoard events; the console.
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 
-
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.pretrained import own_weights
 from fastvivit.train.ranks import Ranks
 
 _BUCKET = 1 << 26  # bytes of gradients that travel at once
@@ -77,7 +77,7 @@ def _text_layers(text: nn.Module) -> list[nn.Module]:
 
 def in_parts(tensor: Tensor) -> bool:
     """Whether a rank has only its part of a tensor."""
-    return hasattr(tensor, "device_mesh")  # a DTensor; importing the class takes time that one process can save
+    return hasattr(tensor, "device_mesh")  # a DTensor, a class whose import takes time that one process can save
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
@@ -95,10 +95,22 @@ def gathered(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """Whole tensors on the CPU of rank 0, one after the other; nothing on the other ranks."""
     found = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if in_parts(tensor) else tensor
+        whole = tensor.full_tensor() if in_parts(tensor) else tensor.detach()
         if ranks.first:
             found[name] = whole.cpu().contiguous()
     return found
+
+
+def whole_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
+    """A model's weights for ``write_pretrained`` on rank 0, where ranks hold parts of them; else None."""
+    own = own_weights(model)
+    return gathered(own, ranks) if any(map(in_parts, own.values())) else None
+
+
+def parts_of(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Whole weights that every rank has, as the parts that it holds of them."""
+    own = own_weights(model)
+    return {name: part_of(tensor, own[name]) if name in own else tensor for name, tensor in weights.items()}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ that it did not start is alone: nothing here touches ``torch.distributed`` then.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of this run; a process group that is not there yet is made, and ended afterwards.
+    """The ranks of this run; a process group that is not there yet is made, and stays for the runs that follow.
 
     There is no barrier at the end: a rank that fails must not wait for others, nor they for it.
 
@@ -100,20 +101,26 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises:
         ValueError: more processes on this machine than GPUs.
     """
-    ours = dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not ours and not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    made = dist.is_available() and dist.is_initialized()
+    size = dist.get_world_size() if made else int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         yield Ranks()
         return
     if device.type == "cuda":
         _take_gpu()
-    if ours:
+    if not made:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Not after this run: what it leaves in torchrun's store would confuse the group of the next.
+        atexit.register(dist.destroy_process_group)
+    # Of its own: the default group may know GPUs alone, and a word must not wait for one.
+    group = dist.new_group(backend="gloo")
     try:
-        # Of its own: the caller's may know GPUs alone, and a word must not wait for one.
-        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), group=dist.new_group(backend="gloo"))
-    finally:
-        if ours:
-            dist.destroy_process_group()
+        yield Ranks(rank=dist.get_rank(), size=size, group=group)
+    except BaseException:
+        # Ending a group may wait for the others, who wait for this rank: torchrun ends them when it is gone.
+        atexit.unregister(dist.destroy_process_group)
+        raise
+    dist.destroy_process_group(group)
 
 
 def _take_gpu() -> None:

@@ -15,6 +15,7 @@ from fastvivit.data.dataset import Failure
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
+from fastvivit.train.ranks import Ranks
 from fastvivit.train.step import autocast
 
 
@@ -40,10 +41,14 @@ class Stage(ABC):
             them.
         heldout: samples to score, or None.
         failures: broken files of the first source that are known before the first step.
+        ranks: the processes of the run; ``fit`` sets it.
+        spreads: whether several processes can share a step, each with its part of every batch.
     """
 
+    spreads = False
+
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
-        self.config = config
+        self.config, self.ranks = config, Ranks()
         self.failures: list[Failure] = []
         clip = {"frames": encoder.frames, "fps": config.data.fps, "size": encoder.size}
         # A mask must not be the same for every source's first sample, so each has a seed of its own.

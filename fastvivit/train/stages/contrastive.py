@@ -24,6 +24,8 @@ _SEARCHES = 4
 class Contrastive(Stage):
     """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
 
+    spreads = True
+
     def __init__(self, config: TrainConfig) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -64,14 +66,16 @@ class Contrastive(Stage):
         views = model.video.image.views((1, *video.shape[2:])) if image else model.video.config.views
         keep = draw_masks(batch["mask_seed"], views, self.config.mask)
         keep = None if keep is None else keep.to(device, non_blocking=True)
-        return model.losses(video, batch["caption"], keep=keep, text_seeds=batch["mask_seed"].tolist())
+        seeds, gather = batch["mask_seed"].tolist(), not self.ranks.alone
+        return model.losses(video, batch["caption"], keep=keep, text_seeds=seeds, gather=gather)
 
     def evaluate(self, model: VideoTextModel, *, last: bool) -> Evaluation | None:
         """Retrieval among the held-out clips, unmasked."""
         if self.heldout is None:
             return None
         config = self.config
-        return evaluate(model, self.heldout, batch_size=config.batch_size, workers=config.data.workers)
+        share = config.batch_size // self.ranks.size
+        return evaluate(model, self.heldout, batch_size=share, workers=config.data.workers, ranks=self.ranks)
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
         """Scores, and the best matches of some captions."""
