@@ -1,0 +1,256 @@
+"""One process, two and four are the same run: losses, gradients, checkpoints, scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fastvivit as fv
+from fastvivit.train import checkpoint as checkpoints
+from fastvivit.train import fit, latest_checkpoint, read_metrics
+from fastvivit.train.ranks import Ranks, joined
+from tests.train.ranks_job import cut
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+
+
+def torchrun(count, *command):
+    """A process of torchrun that starts ``python -m command`` so many times."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*launcher, "-m", *map(str, command)], cwd=ROOT, env=ENVIRONMENT, **pipes)
+
+
+def ended(process, wanted=0):
+    """Wait for it; what it said."""
+    try:
+        said, _ = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert (process.returncode == 0) == (wanted == 0), said
+    return said
+
+
+def run(count, folder, *tasks, wanted=0):
+    job = folder / f"job-{count}.json"
+    job.write_text(json.dumps(tasks))
+    return ended(torchrun(count, "tests.train.ranks_job", job), wanted)
+
+
+def close(run, whole):
+    """The same losses, norms and scores, to rounding in float32."""
+    found, wanted = read_metrics(run), read_metrics(whole)
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        names = [name for name in other if name in ("loss", "grad_norm", "scale", "epoch") or name.startswith("eval_")]
+        assert row == row | {name: pytest.approx(other[name], rel=1e-4) for name in names}
+        assert names == [name for name in row if name in names]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture
+def config(config, change):
+    """12 clips a step, which 2 and 4 divide; nothing is dropped at random."""
+    model = config.model.replace(drop_path=0.0, depth=2)
+    return change(config, batch_size=12, model=model, text={"depth": 2}, run={"eval_every": 4})
+
+
+@pytest.fixture
+def whole(config, shared):
+    """The run in one process."""
+    out = shared / "whole"
+    return out if out.exists() else fit(config, out, quiet=True)
+
+
+def gradient_tasks():
+    for how in ("ddp", "fsdp"):
+        for tuning, auxiliary, images, chunk in (
+            ("all", None, True, 0),
+            ("all", None, True, 3),
+            ("last_layers", "mlm", True, 3),
+            ("lora", "captioning", False, 0),
+            ("checkpointing", None, True, 1),
+        ):
+            arguments = {"how": how, "tuning": tuning, "auxiliary": auxiliary, "images": images, "chunk": chunk}
+            yield "gradients", arguments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_gradients_are_those_of_one_process(tmp_path, count):
+    run(count, tmp_path, ("words", {}), ("unused", {"how": "ddp"}), ("eight_bits_and_parts", {}), *gradient_tasks())
+
+
+@pytest.fixture
+def two(config, whole, shared, change, digits):
+    """Everything that two processes are asked for, in one launch: starting them takes longer than the runs."""
+    if (shared / "fsdp").exists():
+        return shared
+    damaged = {}
+    for name, manifest, count in (("train", digits[0], 2), ("heldout", digits[1], 1)):
+        shutil.copytree(Path(manifest).parent, shared / name)
+        for broken in sorted((shared / name).glob("*.mp4"))[:count]:
+            broken.write_bytes(b"this is no video")
+        damaged[name] = str(shared / name / "manifest.jsonl")
+    dropping = change(config, model=config.model.replace(drop_path=0.2), data={"workers": 0}).to_dict()
+    fsdp = change(config, run={"parallel": "fsdp"})
+    out = {name: str(shared / name) for name in ("ddp", "fsdp", "from-one", "drop", "drop-cut", "damaged", "nan")}
+    run(
+        2,
+        shared,
+        ("refused", {"config": change(config, batch_size=9, data={"pair_twins": False}).to_dict(),
+                     "out": str(shared / "no"), "words": "wanted one that the 2 processes divide evenly, got 9"}),
+        ("train", {"config": config.to_dict(), "out": out["ddp"]}),
+        ("train", {"config": fsdp.to_dict(), "out": out["fsdp"]}),
+        ("train", {"config": fsdp.to_dict(), "out": out["from-one"], "resume": True, "cut_from": str(whole), "step": 5}),
+        ("train", {"config": dropping, "out": out["drop"]}),
+        ("train", {"config": dropping, "out": out["drop-cut"], "resume": True, "cut_from": out["drop"], "step": 5}),
+        ("train", {"config": change(config, data=damaged, steps=4).to_dict(), "out": out["damaged"]}),
+        ("poisoned", {"config": fsdp.to_dict(), "out": out["nan"]}),
+    )  # fmt: skip
+    return shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_losses_and_scores_are_those_of_one_process(two, whole, name):
+    close(two / name, whole)
+    final, saved = fv.load_pretrained(two / name / "model"), fv.load_pretrained(latest_checkpoint(two / name))
+    for key, tensor in final.state_dict().items():
+        assert torch.equal(tensor, saved.state_dict()[key]), key
+    suffixes = {path.suffix for path in (two / name / "checkpoints").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+    assert (two / name / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_the_same_whoever_wrote_it(two, whole):
+    """Names and shapes; there is a random state for each process."""
+    for file in ("model.safetensors", "training.safetensors"):
+        shapes = {}
+        for name in ("whole", "ddp", "fsdp"):
+            tensors = load_file(latest_checkpoint(two / name) / file)
+            shapes[name] = {key: t.shape for key, t in tensors.items() if not key.startswith("random/")}
+            random = sorted(key for key in tensors if key.startswith("random/") and key.endswith("/cpu"))
+            if file.startswith("training"):
+                assert random == (["random/cpu"] if name == "whole" else ["random/0/cpu", "random/1/cpu"])
+        assert shapes["ddp"] == shapes["fsdp"] == shapes["whole"]
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_two_began_and_the_other_way(two, whole, config, tmp_path):
+    close(two / "from-one", whole)
+    cut(two / "fsdp", tmp_path / "from-two", 5)
+    fit(config, tmp_path / "from-two", resume=True, quiet=True)
+    close(tmp_path / "from-two", whole)
+
+
+@pytest.mark.slow
+def test_each_rank_gets_its_random_numbers_back(two):
+    """With dropout: bit-equal on as many processes."""
+    for row, other in zip(read_metrics(two / "drop-cut"), read_metrics(two / "drop"), strict=True):
+        assert (row["loss"], row["grad_norm"]) == (other["loss"], other["grad_norm"])
+
+
+@pytest.mark.slow
+def test_broken_files_are_counted_once_by_all(two):
+    last = read_metrics(two / "damaged")[-1]
+    assert last["broken"] == 2 and last["eval_broken"] == 1 and last["eval_clips"] == 7
+    text = (two / "damaged" / "report.html").read_text()
+    assert all(f"{name}/00000a.mp4" in text for name in ("train", "heldout"))
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_stops_all(two):
+    assert [row["step"] for row in read_metrics(two / "nan")] == [1, 2]
+    assert latest_checkpoint(two / "nan") is None
+
+
+@pytest.mark.slow
+def test_four_processes_then_two_then_one(config, whole, tmp_path, change):
+    fsdp = change(config, run={"parallel": "fsdp", "save_every": 3})
+    run(4, tmp_path, ("train", {"config": fsdp.to_dict(), "out": str(tmp_path / "four")}))
+    close(tmp_path / "four", whole)
+    arguments = {"out": str(tmp_path / "two"), "resume": True, "cut_from": str(tmp_path / "four"), "step": 3}
+    run(2, tmp_path, ("train", {"config": change(config, run={"save_every": 3}).to_dict(), **arguments}))
+    close(tmp_path / "two", whole)
+    cut(tmp_path / "two", tmp_path / "one", 6)
+    fit(config, tmp_path / "one", resume=True, quiet=True)
+    close(tmp_path / "one", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "how"), [(0, "ddp"), (1, "fsdp")])
+def test_a_rank_that_is_killed_while_saving_ends_the_run_and_spoils_nothing(config, whole, tmp_path, change, rank, how):
+    out, parallel = tmp_path / "killed", change(config, run={"parallel": how})
+    began = time.monotonic()
+    run(2, tmp_path, ("killed", {"config": parallel.to_dict(), "out": str(out), "rank": rank}), wanted=1)
+    assert time.monotonic() - began < 120
+    assert [folder.name for folder in checkpoints.checkpoints(out)] == ["step-00000005"]
+    fit(config, out, resume=True, quiet=True)
+    close(out, whole)
+    assert not list((out / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+def test_the_command_and_sigterm(config, tmp_path, change):
+    """``torchrun -m fastvivit train``: one voice, and one checkpoint when it is told to stop."""
+    out, settings = tmp_path / "run", tmp_path / "run.toml"
+    data = f'train = "{config.data.train}"\nfps = 8.0\ncache = true'
+    settings.write_text(
+        f"steps = 100000\nbatch_size = 12\ndim = 16\n[data]\n{data}\n[text]\nwidth = 32\ndepth = 1\nheads = 2\n"
+        "[model]\nframes = 8\nsize = 32\nwidth = 32\ndepth = 1\nheads = 2\nff = 64\n"
+        '[run]\ntensorboard = false\ndevice = "cpu"\nlog_every = 1\n'
+    )
+    process = torchrun(2, "fastvivit", "train", settings, "--out", out)
+    try:
+        while len(read_metrics(out)) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = ended(process, wanted=1)
+    finally:
+        process.kill()
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [folder.name for folder in checkpoints.checkpoints(out)] == [f"step-{len(rows):08d}"]
+    assert said.count("step 1/100000") == 1 and said.count("saved, resume goes on from there") == 1
+    assert fv.load_pretrained(latest_checkpoint(out)).dim == 16
+
+
+def test_alone_nothing_of_torch_distributed_is_touched():
+    with joined(torch.device("cpu")) as ranks:
+        assert ranks.alone and ranks.first and not torch.distributed.is_initialized()
+    assert ranks.largest([1.0, 2.0]) == [1.0, 2.0] and ranks.gather("a") == ["a"] and ranks.lead(lambda: 3) == 3
+    tensor = torch.ones(2)
+    assert ranks.mean(tensor) is tensor
+    ranks.meet()
+
+
+def test_captioning_takes_one_process(captioning, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from fastvivit.train import loop
+
+    @contextmanager
+    def two(device):
+        yield Ranks(rank=0, size=2)
+
+    monkeypatch.setattr(loop, "joined", two)
+    with pytest.raises(ValueError, match="stage: wanted one process for 'video_to_text', got 2"):
+        fit(captioning, tmp_path / "run", quiet=True)
