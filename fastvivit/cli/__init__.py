@@ -28,6 +28,8 @@ _EXTRAS = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "bitsandbytes": "lowbit",
+    "webdataset": "train",
 }
 # What a command ends with: right, failed, the user's mistake, Ctrl-C.
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130

@@ -33,6 +33,7 @@ _PACKAGES = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "bitsandbytes": "lowbit",
 }
 
 

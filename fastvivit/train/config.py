@@ -10,6 +10,7 @@ from typing import Any
 
 from fastvivit.models import ViViTConfig, plain
 from fastvivit.modules.auxiliary import AuxiliaryConfig
+from fastvivit.modules.dual import LOSSES
 from fastvivit.train.caption_tables import CaptionConfig, LanguageConfig, VisionConfig
 from fastvivit.train.checks import at_least, one_of
 from fastvivit.train.memory import MemoryConfig
@@ -32,6 +33,7 @@ STAGES = (*_DUAL, *_CAPTIONING)
 # Fields that mean something in some stages alone; anything but their default is a mistake in the others.
 _ONLY_IN = {
     "dim": _DUAL,
+    "loss": _DUAL,
     "model": _DUAL,
     "text": _DUAL,
     "init": _DUAL,
@@ -76,6 +78,8 @@ class TrainConfig:
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
         dim: dimensions of the space that clips and captions share.
+        loss: "infonce", symmetric, the paper's, or "siglip"; None is the one that ``start`` was trained with, else
+            "infonce".
         model: the encoder; None is ViT-B, and with ``start`` the one that is there. From an image ViT it says what
             that leaves open: frames, size, tubelet, attention. In TOML its table may name a preset:
             ``preset = "tiny"`` beside other fields.
@@ -101,6 +105,7 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 512
     dim: int = 512
+    loss: str | None = None
     model: ViViTConfig | None = None
     tuning: TuningConfig = field(default_factory=TuningConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -146,6 +151,8 @@ class TrainConfig:
             if len(shares) > 1:
                 raise ValueError(f"data.sources: wanted one in stage {self.stage!r}, got {len(shares)}")
             return
+        if self.loss is not None:
+            one_of("loss", self.loss, LOSSES)
         if any(share < 2 for share in shares):
             raise ValueError(f"data.sources: wanted a batch of at least 2, to tell samples apart, got {min(shares)}")
         if self.start is None:

@@ -126,5 +126,6 @@ def _eight_bits() -> type[torch.optim.Optimizer]:
             raise
         raise ImportError(
             "optimiser.states: '8bit' wants bitsandbytes, which is not installed; run: "
-            'pip install "fastvivit[lowbit]"'
+            'pip install "fastvivit[lowbit]"',
+            name="bitsandbytes",
         ) from None

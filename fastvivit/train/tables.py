@@ -116,7 +116,8 @@ class DataConfig:
     """The clips. Their frames and size are the model's.
 
     Attributes:
-        train: a manifest of clips or of images, or packed shards (``fastvivit data pack``); None with ``sources``.
+        train: a manifest of clips or of images, tar shards as WebDataset has them (``shards/train-{0000..0009}.tar``),
+            or packed shards (``fastvivit data pack``); None with ``sources``.
         sources: several of them, each with its share of a batch and its weight, in place of ``train``.
         heldout: the manifest that scores are taken on, or None.
         fps: pictures per second of a clip; paper: 1.

@@ -185,7 +185,7 @@ def _same(found: dict, clipped: dict, norm: torch.Tensor, ranks: Ranks) -> None:
             assert worst <= TOLERANCE, (name, float(worst))
 
 
-def unused(how: str) -> None:
+def unused() -> None:
     """A gradient that one rank has counts for all; one that none has stays None."""
     with joined(CPU) as ranks:
         model = torch.nn.ParameterDict({name: torch.ones(3) for name in ("one", "none", "both")})

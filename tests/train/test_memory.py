@@ -10,8 +10,8 @@ import fastvivit as fv
 from fastvivit.modules import offload, recompute
 from fastvivit.modules.text import TextTower
 from fastvivit.train import MemoryConfig, TrainConfig, fit, latest_checkpoint
-from fastvivit.train.build import build_model
 from fastvivit.train.memory import apply_memory
+from fastvivit.train.start import build_dual
 from tests.train.test_resume import losses
 
 SWITCHES = {
@@ -85,7 +85,7 @@ def test_a_run_resumes_with_other_switches(config, change, shared, tmp_path, mon
 def dual(config, **changes):
     """A dual encoder in float64, with dropout in its text encoder."""
     torch.manual_seed(0)
-    model = build_model(config, ["one two three", "four five six seven"])
+    model = build_dual(config, None, ["one two three", "four five six seven"], images=False, clips=True)
     for module in model.text.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
@@ -185,14 +185,15 @@ def rounding_of(config, shared):
     stage, moved = make_stage(config), []
     torch.manual_seed(config.seed)
     model = stage.build(shared).eval()
-    batch = stage.collate([stage.dataset[i] for i in range(config.batch_size)])
+    dataset = stage.sources[0]
+    batch = dataset.collate([dataset[i] for i in range(config.batch_size)]) | {"source": 0}
     with torch.no_grad():
-        exact = float(stage.losses(model, batch, torch.device("cpu"))["loss"])
+        exact = float(stage.losses(model, [batch], torch.device("cpu"))["loss"])
         for _ in range(5):
             other = copy.deepcopy(model)
             for parameter in other.parameters():
                 parameter.mul_(1 + 2**-9 * (2 * torch.randint(2, parameter.shape) - 1))
-            moved.append(abs(float(stage.losses(other, batch, torch.device("cpu"))["loss"]) - exact))
+            moved.append(abs(float(stage.losses(other, [batch], torch.device("cpu"))["loss"]) - exact))
     assert 0 < max(moved) < 0.05
     return max(moved)
 
@@ -200,8 +201,8 @@ def rounding_of(config, shared):
 def test_a_model_of_16_bits_is_trained_in_float32(config, change, tmp_path, monkeypatch, capsys):
     from fastvivit.train.stages import contrastive
 
-    real = build_model
-    monkeypatch.setattr(contrastive, "build_model", lambda *args: real(*args).to(torch.bfloat16))
+    real = build_dual
+    monkeypatch.setattr(contrastive, "build_dual", lambda *args, **options: real(*args, **options).to(torch.bfloat16))
     out = fit(change(config, steps=3, optimiser={"lr": 1e-5}), tmp_path / "run")
     text = capsys.readouterr().err
     assert "loaded in 16 bits and trained in float32: video, text, video_proj, text_proj, logit_scale" in text

@@ -167,9 +167,11 @@ def test_two_sources_are_told_apart_each_alone(config, digits, change):
         for number, (dataset, source) in enumerate(zip(stage.sources, sources, strict=True))
     ]
     device = torch.device("cpu")
-    both = stage.losses(model, batches, device)["loss"]
-    own = [stage.losses(model, [batch], device)["loss"] / (sources[batch["source"]].weight / 1.25) for batch in batches]
+    found = stage.losses(model, batches, device)
+    both = found["loss"]
+    own = [stage.losses(model, [batch], device)["loss"] for batch in batches]
     torch.testing.assert_close(both, (own[0] + 0.25 * own[1]) / 1.25)
+    torch.testing.assert_close([found["loss_0"], found["loss_1"]], own)
     assert set(batches[0]["mask_seed"].tolist()).isdisjoint(batches[1]["mask_seed"].tolist())
 
 
@@ -204,3 +206,23 @@ def test_a_captioner_is_no_start(captioning, long, tmp_path, change):
     captioner = fit(change(captioning, steps=3), tmp_path / "captioner", quiet=True)
     with pytest.raises(ValueError, match="start: wanted a ViViT, a VideoTextModel or an image ViT for stage 'short_to"):
         make_stage(change(long, start=str(captioner)))
+
+
+@pytest.mark.parametrize("prefix", ["device", "host", "off"])
+def test_chunked_steps_are_those_of_the_whole_batch(config, long, tmp_path, change, prefix):
+    for number, run in enumerate((change(config, model=config.model.replace(drop_path=0.0)), long)):
+        whole = fit(run, tmp_path / f"whole{number}", quiet=True)
+        chunked = fit(change(run, memory={"chunk": 4, "prefix": prefix}), tmp_path / f"chunked{number}", quiet=True)
+        for name in ("loss", "grad_norm", "scale"):
+            one, other = ([row[name] for row in read_metrics(out)] for out in (whole, chunked))
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-4, rtol=1e-4)
+
+
+def test_siglip_has_a_bias_and_goes_on_with_it(config, tmp_path, change):
+    first = fit(change(config, loss="siglip", steps=3), tmp_path / "first", quiet=True)
+    model = fv.load_pretrained(first / "model")
+    assert model.loss == "siglip" and model.logit_bias is not None
+    start = change(config, model=None, start=str(first), steps=3)
+    assert fv.load_pretrained(fit(start, tmp_path / "second", quiet=True) / "model").loss == "siglip"
+    with pytest.raises(ValueError, match="loss: wanted 'infonce'|loss: wanted"):
+        fit(change(config, loss="hinge"), tmp_path / "third", quiet=True)

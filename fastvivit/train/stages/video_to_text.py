@@ -44,6 +44,8 @@ class VideoToText(Stage):
         if video.config.attention == "tubes" and config.mask.strategy != "random":
             raise ValueError(f"mask.strategy: wanted 'random' with tubes, got {config.mask.strategy!r}")
         super().__init__(config, video.config)
+        if self.sources[0].kind != "video":
+            raise ValueError(f"data.train: wanted clips in stage {config.stage!r}, got images")
         self._quiet = True
 
     def build(self, run: Path) -> VideoCaptioner:
