@@ -111,16 +111,21 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if not made:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         # Not after this run: what it leaves in torchrun's store would confuse the group of the next.
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     # Of its own: the default group may know GPUs alone, and a word must not wait for one.
     group = dist.new_group(backend="gloo")
     try:
         yield Ranks(rank=dist.get_rank(), size=size, group=group)
     except BaseException:
         # Ending a group may wait for the others, who wait for this rank: torchrun ends them when it is gone.
-        atexit.unregister(dist.destroy_process_group)
+        atexit.unregister(_leave)
         raise
     dist.destroy_process_group(group)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _take_gpu() -> None:

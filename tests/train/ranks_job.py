@@ -96,7 +96,7 @@ def killed(config: dict, out: str, rank: int) -> None:
 
 # --- gradients in float64
 
-CAPTIONS = [f"a digit {word} goes {side}" + " and on" * len(word) for word in ("one", "two") for side in "lrud"]
+CAPTIONS = [f"a digit {word} goes {side}" + " and on" * len(word) for word in ("one", "three") for side in "lrud"]
 LENGTH = len(CAPTIONS)
 
 
