@@ -123,6 +123,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group(group)
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -5,11 +5,13 @@ A job is a list of tasks, taken in turn by all ranks; each names a function of t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +19,7 @@ import torch
 from torch import distributed as dist
 
 import fastvivit as fv
+from fastvivit.cli import main as cli
 from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive_losses
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
@@ -48,6 +51,16 @@ def train(config: dict, out: str, resume: bool = False, cut_from: str | None = N
         with joined(CPU) as ranks:
             ranks.lead(lambda: cut(cut_from, out, step))
     fit(TrainConfig.from_dict(config), out, resume=resume, quiet=True)
+
+
+def command(*, settings: str, out: str) -> None:
+    """``fastvivit train``: rank 0 alone says how it ended."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert cli(["train", settings, "--out", out]) == 0
+    with joined(CPU) as ranks:
+        assert ("report:" in said.getvalue()) == ranks.first
+        assert ranks.first or not said.getvalue()
 
 
 def refused(config: dict, out: str, words: str) -> None:
@@ -111,8 +124,8 @@ def dual(tuning: str, auxiliary: str | None) -> VideoTextModel:
     elif tuning == "lora":
         fv.tune.add_lora(model.video, 4)
         model.double()
-    elif tuning == "checkpointing":
-        model.video.set_grad_checkpointing()
+    elif tuning in ("full", "selective"):
+        model.set_grad_checkpointing(policy=tuning)
     return model
 
 

@@ -48,6 +48,18 @@ def run(count, folder, *tasks, wanted=0):
     return ended(torchrun(count, "tests.train.ranks_job", job), wanted)
 
 
+def settings(folder, config, steps):
+    """The TOML file of a small run."""
+    file = folder / "run.toml"
+    file.write_text(
+        f'steps = {steps}\nbatch_size = 12\ndim = 16\n[data]\ntrain = "{config.data.train}"\nfps = 8.0\ncache = true\n'
+        "[schedule]\nwarmup = 2\n[text]\nwidth = 32\ndepth = 1\nheads = 2\n"
+        "[model]\nframes = 8\nsize = 32\nwidth = 32\ndepth = 1\nheads = 2\nff = 64\n"
+        '[run]\ntensorboard = false\ndevice = "cpu"\nlog_every = 1\n'
+    )
+    return str(file)
+
+
 def close(run, whole):
     """The same losses, norms and scores, to rounding in float32."""
     found, wanted = read_metrics(run), read_metrics(whole)
@@ -134,8 +146,10 @@ def two(config, whole, four, change, digits):
             ("all", None, True, 3),
             ("last_layers", "mlm", True, 3),
             ("lora", "captioning", False, 0),
-            ("checkpointing", None, True, 1),
+            ("full", None, True, 1),
+            ("selective", None, False, 0),
         ),
+        ("command", {"settings": settings(shared, config, 3), "out": str(shared / "command")}),
         task(config.to_dict(), "ddp"),
         task(fsdp.to_dict(), "fsdp"),
         task(chunked, "chunked"),
@@ -226,14 +240,8 @@ def test_a_rank_that_is_killed_while_saving_ends_the_run_and_spoils_nothing(conf
 @pytest.mark.slow
 def test_the_command_and_sigterm(config, tmp_path, change):
     """``torchrun -m fastvivit train``: one voice, and one checkpoint when it is told to stop."""
-    out, settings = tmp_path / "run", tmp_path / "run.toml"
-    data = f'train = "{config.data.train}"\nfps = 8.0\ncache = true'
-    settings.write_text(
-        f"steps = 100000\nbatch_size = 12\ndim = 16\n[data]\n{data}\n[text]\nwidth = 32\ndepth = 1\nheads = 2\n"
-        "[model]\nframes = 8\nsize = 32\nwidth = 32\ndepth = 1\nheads = 2\nff = 64\n"
-        '[run]\ntensorboard = false\ndevice = "cpu"\nlog_every = 1\n'
-    )
-    process = torchrun(2, "fastvivit", "train", settings, "--out", out)
+    out = tmp_path / "run"
+    process = torchrun(2, "fastvivit", "train", settings(tmp_path, config, 100000), "--out", out)
     try:
         while len(read_metrics(out)) < 3:
             assert process.poll() is None, process.communicate()[0]
