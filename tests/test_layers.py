@@ -20,7 +20,7 @@ LAYERS = [
     ("convert", "tune", "hf", "modular", "_chunks", "contrastive"),
     ("caption",),
     ("pretrained", "data"),
-    ("search", "train", "describe"),
+    ("search", "train", "planning", "describe"),
     ("evaluation",),
     ("cli",),
 ]
@@ -83,7 +83,7 @@ def test_csrc_knows_nothing_of_python_or_torch():
 
 def test_import_needs_torch_only_and_never_triton():
     blocked = {"numpy", "einops", "safetensors", "av", "transformers", "tokenizers", "tyro", "tqdm"}
-    blocked |= {"tensorboard", "matplotlib", "triton", "flash_attn"}
+    blocked |= {"tensorboard", "matplotlib", "triton", "flash_attn", "webdataset"}
     code = (
         "import sys\n"
         "import torch, torch.utils.checkpoint, torch._library.fake_impl\n"  # what torch itself brings

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastvivit.data.container import VideoError
+from fastvivit.data.images import read_image
 from fastvivit.data.manifest import Entry, read_manifest, twins_of
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.video import check_clip, read_clip
@@ -35,11 +36,12 @@ class Failure(NamedTuple):
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
-    """Decoded clips of a manifest.
+    """Decoded clips, or images, of a manifest.
 
-    An item is a dict: ``video`` uint8 (C, T, H, W); ``caption``, one of the entry's captions, drawn from
-    (seed, epoch, index); ``index``, the entry that was read; ``mask_seed``, an int below 2**63 from (seed,
-    epoch, index) to draw this sample's mask from; ``failures``, a tuple of the `Failure` met on the way.
+    An item is a dict: ``video`` uint8 (C, T, H, W), of an image (C, H, W); ``caption``, one of the entry's
+    captions, drawn from (seed, epoch, index); ``index``, the entry that was read; ``mask_seed``, an int below
+    2**63 from (seed, epoch, index) to draw this sample's mask from; ``failures``, a tuple of the `Failure` met
+    on the way.
     ``dataset[index, epoch]`` is the item of that epoch, ``dataset[index]`` that of ``set_epoch``.
 
     A file that can't be read is warned about once (logging), kept in `failures`, not tried again, and
@@ -48,7 +50,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ``dataset.record_failures(batch["failures"])``.
 
     Args:
-        source: the path of a manifest, or its entries.
+        source: the path of a manifest or of tar shards, as ``read_manifest`` takes it, or its entries: clips or
+            images, one kind in a data set.
         frames: pictures a clip; shorter clips repeat their last one.
         fps: pictures per second.
         size: pixels of the square, or ``(h, w)``.
@@ -58,7 +61,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         on_error: ``"replace"``, or ``"raise"`` the VideoError.
 
     Raises:
-        ValueError: an argument outside its range, a bad manifest, or (from an item) no readable file at all.
+        ValueError: an argument outside its range, a bad manifest, one with clips and images, or (from an item) no
+            readable file at all.
     """
 
     def __init__(
@@ -78,17 +82,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
         if not self.entries:
             raise ValueError("source: wanted at least one entry, got none")
+        kinds = {entry.kind for entry in self.entries}
+        if len(kinds) > 1:
+            raise ValueError("source: wanted clips or images, got both; give them as two sources")
+        self.kind = kinds.pop()
         self.frames, self.fps, self.size, self.seed, self.on_error = frames, fps, size, seed, on_error
         self.failures: dict[str, str] = {}
         self._cache: dict[int, Tensor] | None = {} if cache else None
         # In shared memory: workers that live for the whole run see a new epoch, and what the others found.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
-
-    @property
-    def kind(self) -> str:
-        """What its items are."""
-        return "video"
 
     def __len__(self) -> int:
         """Entries, broken ones included."""
@@ -135,6 +138,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         for failure in failures:
             self._broken[failure.index] = True
             self.failures.setdefault(failure.video, failure.reason)
+
+    def clip(self, index: int) -> Tensor:
+        """The whole clip of an entry, or of what replaces it where that is broken: its item's ``video``."""
+        return self[index]["video"]
 
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -184,16 +191,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
 
 def read_entry(entry: Entry, frames: int, fps: float, size: int | tuple[int, int], *, pad: bool = True) -> Tensor:
-    """``read_clip`` of an entry's part of its file."""
+    """``read_clip`` of an entry's part of its file, ``read_image`` of an image."""
+    if entry.kind == "image":
+        return read_image(entry.video, size)
     return read_clip(entry.video, frames, fps, size, entry.start, stream=entry.stream, pad=pad, end=entry.end)
 
 
 def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """Clips (C, T, H, W) as one tensor (B, C, T, H, W), or as they are where shapes differ."""
+    """Clips (C, T, H, W) as one tensor (B, C, T, H, W), images as (B, C, H, W), or as they are where shapes differ."""
     if len({video.shape for video in videos}) > 1:
         return list(videos)
     # Stacked in decoder order: rows are copied whole, and embedding takes these strides as they are.
-    return torch.stack([video.permute(1, 2, 3, 0) for video in videos]).permute(0, 4, 1, 2, 3)
+    return torch.stack([video.movedim(0, -1) for video in videos]).movedim(-1, 1)
 
 
 def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], Any] = stack_clips) -> dict[str, Any]:
@@ -204,9 +213,9 @@ def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], An
         stack: makes one of the items' ``video``.
 
     Returns:
-        ``video`` uint8 (B, C, T, H, W), laid out in memory as (B, T, H, W, C) like the clips, or a list of
-        (C, T, H, W) where shapes differ; ``caption``, a list; ``index`` and ``mask_seed``, int64 (B,);
-        ``failures``, those of all items.
+        ``video`` uint8 (B, C, T, H, W), laid out in memory as (B, T, H, W, C) like the clips, of images
+        (B, C, H, W), or a list of (C, T, H, W) where shapes differ; ``caption``, a list; ``index`` and
+        ``mask_seed``, int64 (B,); ``failures``, those of all items.
     """
     return {
         "video": stack([item["video"] for item in items]),

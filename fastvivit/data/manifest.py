@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-_FIELDS = ("video", "caption", "start", "end", "stream", "twin")
+_FIELDS = ("video", "image", "caption", "start", "end", "stream", "twin")
+KINDS = ("video", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One clip and what is said about it.
+    """One clip or image, and what is said about it.
 
     Attributes:
-        video: the file.
+        video: the file, of an image, too.
+        kind: "video" or "image"; an image has no start, end or stream.
         captions: one or more sentences that each describe the clip.
         start: seconds after the file's first picture at which the clip begins.
         end: seconds at which it ends, or None for the end of the file.
@@ -31,6 +33,7 @@ class Entry:
 
     video: Path
     captions: tuple[str, ...]
+    kind: str = "video"
     start: float = 0.0
     end: float | None = None
     stream: int | None = None
@@ -47,6 +50,11 @@ class Entry:
             raise ValueError(f"end: wanted finite seconds after start ({self.start}), got {self.end!r}")
         if self.stream is not None and self.stream < 0:
             raise ValueError(f"stream: wanted an index of at least 0, got {self.stream!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: wanted one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
+        for name, absent in (("start", 0.0), ("end", None), ("stream", None)):
+            if self.kind == "image" and getattr(self, name) != absent:
+                raise ValueError(f"{name}: wanted none for an image, got {getattr(self, name)!r}")
         clash = sorted(set(self.extra) & set(_FIELDS))
         if clash:
             raise ValueError(f"extra: wanted fields that an entry doesn't have itself, got {clash}")
@@ -97,12 +105,14 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     """Read a manifest; the videos themselves are not looked at.
 
     A line of JSON is ``{"video": path, "caption": str | [str], "start": s?, "end": s?, "stream": i?,
-    "twin": path?}`` and any further fields. A name ending in ``.csv`` is read as CSV with these columns in
-    its first line; an empty cell is an absent field, and a video with several captions takes several lines.
-    Paths are relative to the manifest's folder. Empty lines are passed over.
+    "twin": path?}``, or ``{"image": path, "caption": str | [str], "twin": path?}``, and any further fields. A name
+    ending in ``.csv`` is read as CSV with these columns in its first line; an empty cell is an absent field, and a
+    video with several captions takes several lines.
+    Paths are relative to the manifest's folder, and may go through a tar (``train-0000.tar/cup.mp4``). Empty lines are
+    passed over. WebDataset shards are read in place of a manifest: ``fastvivit.data.tars.read_tars``.
 
     Args:
-        path: a JSONL or CSV file in UTF-8.
+        path: a JSONL or CSV file in UTF-8; or a tar, several as ``train-{0000..0009}.tar``, or a folder of them.
 
     Returns:
         At least one entry, in the order of the file.
@@ -110,6 +120,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     Raises:
         ValueError: no such file, not UTF-8, no entry, or a bad line: file, line number and field are named.
     """
+    from fastvivit.data.tars import are_tars, read_tars
+
+    if are_tars(path):
+        return read_tars(path)
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
@@ -118,7 +132,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     try:
         for line, row in rows(file):
             try:
-                entries.append(_entry(row, file.parent))
+                entries.append(entry_of(row, file.parent))
             except ValueError as error:
                 raise ValueError(f"{file}:{line}: {error}") from None
     except UnicodeDecodeError as error:
@@ -191,15 +205,22 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None
 
 
-def _entry(row: dict[str, Any], folder: Path) -> Entry:
-    if "video" not in row and "image" in row:
-        raise ValueError("'image': entries of images are not supported, wanted 'video'")
-    for name in ("video", "caption"):
+def entry_of(row: dict[str, Any], folder: Path) -> Entry:
+    """An entry out of a manifest's line, whose paths are relative to ``folder``.
+
+    Raises:
+        ValueError: a field that is missing or wrong.
+    """
+    kind = "image" if "image" in row and "video" not in row else "video"
+    if "image" in row and kind == "video":
+        raise ValueError("'image': wanted either 'video' or 'image', got both")
+    for name in (kind, "caption"):
         if name not in row:
             raise ValueError(f"{name!r}: wanted this field, got only {sorted(row)}")
     caption = row["caption"]
     return Entry(
-        video=_path(row, "video", folder),
+        video=_path(row, kind, folder),
+        kind=kind,
         captions=(caption,) if isinstance(caption, str) else tuple(_list(caption)),
         start=_number(row, "start", 0.0),
         end=_number(row, "end", None),
@@ -247,7 +268,7 @@ def _index(row: dict[str, Any], name: str) -> int | None:
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     captions = entry.captions
     row: dict[str, Any] = {
-        "video": _written(entry.video, folder),
+        entry.kind: _written(entry.video, folder),
         "caption": captions[0] if len(captions) == 1 else list(captions),
     }
     if entry.start:

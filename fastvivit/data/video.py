@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from fastvivit.data.container import VideoError, VideoInfo, choose_stream, open_video, probe
-from fastvivit.data.pictures import Picture, Suspicious, pictures
-from fastvivit.data.scaling import Scaler
+from fastvivit.data.container import Source, VideoError, VideoInfo, probe
+from fastvivit.data.decoding import decode_clip
 
 __all__ = ["VideoError", "VideoInfo", "probe", "read_clip"]
 
-_ROUNDING = 1e-7  # seconds; i / fps is rounded, a timestamp of the same instant must still count as reached
+_MOST_THREADS = 4  # more gains little up to 720p, and every thread holds a few more decoded pictures
 
 
 def read_clip(
-    path: str | os.PathLike[str],
+    path: Source,
     frames: int,
     fps: float = 1.0,
     size: int | tuple[int, int] = 256,
@@ -29,6 +28,7 @@ def read_clip(
     stream: int | None = None,
     pad: bool = True,
     end: float | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """Read pictures at equal distances in time.
 
@@ -44,7 +44,8 @@ def read_clip(
     decoding from the beginning.
 
     Args:
-        path: a local video file.
+        path: a local video file; or a member of a tar, as ``shards/train-0000.tar/cup.mp4``; or a binary file object
+            that can seek, such as ``io.BytesIO(encoded)``, which is read from its beginning and left open.
         frames: pictures wanted, at least 1.
         fps: pictures per second of the clip, above 0.
         size: pixels of the square, or ``(h, w)``.
@@ -52,6 +53,7 @@ def read_clip(
         stream: index among the file's video streams; None takes the container's default one.
         pad: repeat the last picture past the end; if False, return fewer pictures there.
         end: seconds after the first picture where the clip ends, pictures at ``end`` itself not shown.
+        threads: decoder threads, which change no picture; None shares the cores among the DataLoader's workers.
 
     Returns:
         uint8 ``(C, T, H, W)``, RGB. It is a permuted view of a ``(T, H, W, C)`` decoder buffer, so it is not
@@ -64,19 +66,30 @@ def read_clip(
         ImportError: PyAV is not installed.
     """
     height, width = check_clip(frames, fps, size, start, stream, end)
-    file = Path(path)
-    instants = [start + i / fps for i in range(frames)]
-    if end is not None:
-        if not pad:
-            instants = [instant for instant in instants if instant < end - _ROUNDING]
-        # Before `end` and not at it: the picture that comes on screen at `end` belongs to what follows.
-        instants = [min(instant, end - 2 * _ROUNDING) for instant in instants]
-    out = np.empty((len(instants), height, width, 3), np.uint8)
-    try:
-        filled = _read(file, stream, start, instants, out, pad, patient=False)
-    except Suspicious:
-        filled = _read(file, stream, start, instants, out, pad, patient=True)
+    out = np.empty((frames, height, width, 3), np.uint8)
+    filled = decode_clip(
+        path, out, fps=fps, start=start, stream=stream, pad=pad, end=end, threads=decoder_threads(threads)
+    )
     return torch.from_numpy(out[:filled]).permute(3, 0, 1, 2)
+
+
+def decoder_threads(threads: int | None = None) -> int:
+    """Threads of one decoder: ``threads``, or the cores of this process shared among the DataLoader's workers.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if threads is not None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads: wanted an int of at least 1 or None, got {threads!r}")
+        return threads
+    worker = get_worker_info()
+    return max(1, min(_MOST_THREADS, available_cores() // (worker.num_workers if worker else 1)))
+
+
+def available_cores() -> int:
+    """Cores that this process may use: a container or a job scheduler may give it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_clip(
@@ -102,41 +115,3 @@ def check_clip(
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"size: wanted pixels (at least 1) or (h, w), got {size!r}")
     return sides
-
-
-def _read(
-    file: Path,
-    stream: int | None,
-    start: float,
-    instants: list[float],
-    out: np.ndarray,
-    pad: bool,
-    *,
-    patient: bool,
-) -> int:
-    """Fill ``out`` and say how many pictures it holds."""
-    filled = 0
-    shown: Picture | None = None
-    scaler = Scaler(out.shape[1], out.shape[2])
-    with open_video(file) as container:
-        chosen = choose_stream(container, file, stream)
-        for picture in pictures(container, chosen, file, start, patient):
-            if shown is not None:
-                until = filled
-                while until < len(instants) and instants[until] + _ROUNDING < picture.time:
-                    until += 1
-                scaler.write(shown.frame, out[filled:until])
-                filled = until
-                if filled == len(instants):
-                    return filled
-            shown = picture
-        if shown is None:
-            raise VideoError(f"{file}: its video stream holds no picture")
-        gone = max(shown.time + shown.duration, shown.time + 2 * _ROUNDING)
-        if start + _ROUNDING > gone:
-            raise VideoError(f"start: wanted seconds within {file}, which ends at {gone:.3f} s, got {start}")
-        until = len(instants)
-        if not pad:
-            until = sum(instant + _ROUNDING < gone for instant in instants)
-        scaler.write(shown.frame, out[filled:until])
-    return until

@@ -46,12 +46,14 @@ class TextTower(nn.Module):
         self.offload = None
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             return
-        # transformers makes the embeddings' output need a gradient, and through frozen blocks one would be computed.
+        # transformers 5 has renamed what its version 4 calls gradient checkpointing.
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        # It makes the embeddings' output need a gradient, and through frozen blocks one would be computed.
         if enable and any(parameter.requires_grad for parameter in self.model.parameters()):
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
             self.offload = HostOffload() if offload else None
         else:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, f"{kind}_checkpointing_disable")()
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Strings as token ids, on the CPU.

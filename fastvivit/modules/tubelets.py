@@ -47,7 +47,7 @@ class Tubelets:
                 raise ValueError(f"size: wanted {name} a multiple of the tubelet's {part}, got {length}")
         self.ids, self.counts, self._even = _flat(keep, pixels)
         if not self.ids.is_cuda:
-            _check_ids(self.ids, self.counts, prod(self.grid))
+            require_ascending(self.ids, self.counts, prod(self.grid))
 
     @classmethod
     def from_clips(cls, video: Tensor | Sequence[Tensor], keep: Keep, kernel: Sequence[int]) -> Tubelets:
@@ -76,7 +76,7 @@ class Tubelets:
         if ids.device != video.device:
             raise ValueError(f"keep: wanted device {video.device} like video, got {ids.device}")
         if not ids.is_cuda:
-            _check_ids(ids, counts, total)
+            require_ascending(ids, counts, total)
         return cls._of(_cut(video, kernel, grid, ids, counts), ids, counts, tuple(video.shape[2:]), even)
 
     @classmethod
@@ -219,7 +219,8 @@ def _flat(keep: Keep, like: Tensor | None) -> tuple[Tensor, tuple[int, ...], boo
     return ids, counts, even
 
 
-def _check_ids(ids: Tensor, counts: Sequence[int], total: int) -> None:
+def require_ascending(ids: Tensor, counts: Sequence[int], total: int) -> None:
+    """Raise ``ValueError`` unless the ids (M,) of each clip are within ``0..total-1`` and ascend; on a CPU."""
     outside = (ids < 0) | (ids >= total)
     if outside.any():
         raise ValueError(f"keep: wanted ids in 0..{total - 1}, got {int(ids[outside][0])}")

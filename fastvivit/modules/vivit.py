@@ -17,6 +17,7 @@ from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.modules.offload import HostOffload
 from fastvivit.modules.passes import Begun, EncoderOutput
+from fastvivit.modules.pooling import mean_of_clips
 from fastvivit.modules.recompute import checkpointed, require_policy
 from fastvivit.modules.tubelets import Tubelets, embed_tubelets
 from fastvivit.tokens import Tokens
@@ -306,19 +307,6 @@ class ViViT(nn.Module):
 
     def _pooled(self, x: Tensor, tokens: Tokens) -> Tensor | None:
         """(B, D) of all rows (M, D)."""
-        clip = tokens.by_clip.segment
         if self.config.pool == "attention":
             return self.pool(x, tokens.by_clip.cu_seqlens, tokens.by_clip.max_seqlen)
-        if self.config.pool is None:
-            return None
-        if tokens.cls is not None:
-            wanted = tokens.place >= 0
-            if self.config.pool == "cls":
-                wanted = ~wanted
-                if tokens.cls != "clip":
-                    # The CLS of a slot or a tube of which nothing was kept has seen nothing of the clip.
-                    group = tokens.grouping(tokens.cls)
-                    wanted &= (group.cu_seqlens.diff() > 1)[group.segment]
-            # Rows that are not asked for go to a segment that nobody reads.
-            clip = torch.where(wanted, clip, tokens.clips)
-        return F.segment_mean(x, clip, tokens.clips + (tokens.cls is not None))[0][: tokens.clips]
+        return None if self.config.pool is None else mean_of_clips(x, tokens, cls=self.config.pool == "cls")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastvivit.models import ViViTConfig, plain
 from fastvivit.modules.auxiliary import AuxiliaryConfig
+from fastvivit.modules.dual import LOSSES
 from fastvivit.train.caption_tables import CaptionConfig, LanguageConfig, VisionConfig
 from fastvivit.train.checks import at_least, one_of
 from fastvivit.train.memory import MemoryConfig
@@ -32,6 +33,7 @@ STAGES = (*DUAL, *_CAPTIONING)
 # Fields that mean something in some stages alone; anything but their default is a mistake in the others.
 _ONLY_IN = {
     "dim": DUAL,
+    "loss": DUAL,
     "model": DUAL,
     "text": DUAL,
     "init": DUAL,
@@ -76,6 +78,8 @@ class TrainConfig:
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
         dim: dimensions of the space that clips and captions share.
+        loss: "infonce", symmetric, the paper's, or "siglip"; None is the one that ``start`` was trained with, else
+            "infonce".
         model: the encoder; None is ViT-B, and with ``start`` the one that is there. From an image ViT it says what
             that leaves open: frames, size, tubelet, attention. In TOML its table may name a preset:
             ``preset = "tiny"`` beside other fields.
@@ -101,6 +105,7 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 512
     dim: int = 512
+    loss: str | None = None
     model: ViViTConfig | None = None
     tuning: TuningConfig = field(default_factory=TuningConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -146,6 +151,8 @@ class TrainConfig:
             if len(shares) > 1:
                 raise ValueError(f"data.sources: wanted one in stage {self.stage!r}, got {len(shares)}")
             return
+        if self.loss is not None:
+            one_of("loss", self.loss, LOSSES)
         if any(share < 2 for share in shares):
             raise ValueError(f"data.sources: wanted a batch of at least 2, to tell samples apart, got {min(shares)}")
         if self.start is None:
@@ -162,6 +169,14 @@ class TrainConfig:
     def sources(self) -> tuple[SourceConfig, ...]:
         """What is trained on: ``data.sources``, or ``data.train`` as the only one."""
         return self.data.sources or (SourceConfig(path=self.data.train, batch=self.batch_size),)
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        """The mask of each source."""
+        return tuple(
+            self.mask if source.mask_ratio is None else replace(self.mask, ratio=source.mask_ratio)
+            for source in self.sources
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; infinity becomes the string "inf", which JSON lacks."""

@@ -85,7 +85,7 @@ def build_dual(
         # Text first: an encoder is drawn with the same random numbers whichever tower stands beside it.
         text = build_text(config, captions)
         encoder = build_encoder(config.model, config.init, images=images) if start is None else start
-        model = VideoTextModel(encoder, text, config.dim, config.auxiliary)
+        model = VideoTextModel(encoder, text, config.dim, config.auxiliary, loss=config.loss or "infonce")
     video = model.video
     if images and video.image is None:
         raise ValueError("model.images: wanted a path for the images of data.sources, got an encoder without")

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from fastvivit.train.checks import above, at_least, one_of
 
-_STRATEGIES = ("random", "tube", "frame")
+_STRATEGIES = ("random", "tube", "frame", "grouped")
 _METHODS = ("all", "last_layers", "adapters", "lora", "temporal")
 _EXTEND = ("interpolate", "repeat", "tile")
 _INFLATE = ("average", "central")
 _DEVICES = ("auto", "cpu", "cuda")
 _PRECISIONS = ("auto", "float32", "bfloat16")
 _STATES = ("float32", "8bit")
+_PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +100,19 @@ class SourceConfig:
         path: a manifest of clips or of images, or packed shards.
         batch: its samples of every step. They are told from each other alone, not from those of other sources.
         weight: of its loss: a step's is the weighted mean.
+        mask_ratio: share of the tokens that its samples lose; None is the run's ``mask.ratio``.
     """
 
     path: str
     batch: int
     weight: float = 1.0
+    mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
         at_least("data.sources", self, 1, "batch")
         above("data.sources", self, 0, "weight")
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"data.sources.mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,8 @@ class DataConfig:
     """The clips. Their frames and size are the model's.
 
     Attributes:
-        train: a manifest of clips or of images, or packed shards (``fastvivit data pack``); None with ``sources``.
+        train: a manifest of clips or of images, tar shards as WebDataset has them (``shards/train-{0000..0009}.tar``),
+            or packed shards (``fastvivit data pack``); None with ``sources``.
         sources: several of them, each with its share of a batch and its weight, in place of ``train``.
         heldout: the manifest that scores are taken on, or None.
         fps: pictures per second of a clip; paper: 1.
@@ -196,7 +202,8 @@ class MaskConfig:
 
     Attributes:
         ratio: share to drop, 0 <= ratio < 1.
-        strategy: "random", "tube" or "frame", as in ``F.random_keep``.
+        strategy: "random", "tube" or "frame", as in ``F.random_keep``; of packed shards also "grouped", random groups
+            of places of which exactly the kept share is read from the disk (``fastvivit.data.shards``).
     """
 
     ratio: float = 0.75
@@ -221,6 +228,8 @@ class RunConfig:
         device: "auto" takes a GPU where there is one, "cpu" or "cuda".
         precision: of products. "auto" is bfloat16 on a GPU and float32 on a CPU, "float32" and "bfloat16" are that
             everywhere. Parameters, gradients and the optimiser's states are float32 in any case.
+        parallel: with several processes (``torchrun``): "ddp", each has the whole model; "fsdp", each has its part of
+            the weights, gradients and optimiser states of every layer.
     """
 
     log_every: int = 50
@@ -230,9 +239,11 @@ class RunConfig:
     tensorboard: bool = True
     device: str = "auto"
     precision: str = "auto"
+    parallel: str = "ddp"
 
     def __post_init__(self) -> None:
         at_least("run", self, 1, "log_every", "save_every", "keep_last")
         at_least("run", self, 0, "eval_every")
         one_of("run.device", self.device, _DEVICES)
+        one_of("run.parallel", self.parallel, _PARALLEL)
         one_of("run.precision", self.precision, _PRECISIONS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from greys import expected, level, numbers
 
-from fastvivit.data import pictures, probe, read_clip, video
+from fastvivit.data import decoding, pictures, probe, read_clip
 
 TEN = [i / 10 for i in range(40)]  # 10 pictures a second, 4 s
 LONG = [i / 10 for i in range(120)]
@@ -28,7 +28,7 @@ CODECS = {
 def readings(monkeypatch):
     """How files were read: a list of "enter" (by a seek) and "patient"."""
     seen = []
-    enter, read = pictures._enter, video._read
+    enter, read = pictures._enter, decoding._decode
 
     def noted_enter(*args):
         result = enter(*args)
@@ -40,7 +40,7 @@ def readings(monkeypatch):
         return read(*args, patient=patient)
 
     monkeypatch.setattr(pictures, "_enter", noted_enter)
-    monkeypatch.setattr(video, "_read", noted_read)
+    monkeypatch.setattr(decoding, "_decode", noted_read)
     return seen
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from greys import expected, numbers
 
-from fastvivit.data import VideoError, pictures, probe, read_clip
+from fastvivit.data import VideoError, probe, read_clip
 
 TEN = [i / 10 for i in range(40)]
 
@@ -53,16 +53,15 @@ def test_a_file_without_its_index(encode, cut, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_damage_counts_where_pictures_are_wanted(encode, cut, tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(pictures, "decoder_threads", lambda: threads)
+def test_damage_counts_where_pictures_are_wanted(encode, cut, tmp_path, threads):
     times = [i / 10 for i in range(120)]
     front = {"movflags": "+faststart"}  # the index comes first, so that a cut file opens
     path = encode(tmp_path / "whole.mp4", times, muxer=front, size=(320, 240), options={"g": "10", "qp": "20"})
     path = cut(path, tmp_path / "cut.mp4", 0.5)
-    assert numbers(read_clip(path, 8, 2, 32)) == expected(times, 8, 2)
+    assert numbers(read_clip(path, 8, 2, 32, threads=threads)) == expected(times, 8, 2)
     for start in (0.0, 6.0):
         with pytest.raises(VideoError, match=r"cut\.mp4 is damaged after \d+ pictures: Invalid data"):
-            read_clip(path, 24, 2, 32, start)
+            read_clip(path, 24, 2, 32, start, threads=threads)
 
 
 def test_a_stream_cut_between_pictures_ends_there(encode, cut, tmp_path):

@@ -10,8 +10,8 @@ import fastvivit as fv
 from fastvivit.modules import offload, recompute
 from fastvivit.modules.text import TextTower
 from fastvivit.train import MemoryConfig, TrainConfig, fit, latest_checkpoint
-from fastvivit.train.build import build_model
 from fastvivit.train.memory import apply_memory
+from fastvivit.train.start import build_dual
 from tests.train.test_resume import losses
 
 SWITCHES = {
@@ -39,7 +39,7 @@ def seen(monkeypatch):
         return call
 
     monkeypatch.setattr(offload, "SMALLEST", 1)
-    monkeypatch.setattr(offload._Lane, "host", counted("moved", offload._Lane.host))
+    monkeypatch.setattr(offload.Lane, "host", counted("moved", offload.Lane.host))
     monkeypatch.setattr(recompute, "checkpoint", counted("checkpoint", recompute.checkpoint))
     monkeypatch.setattr(recompute, "_remade", counted("through", recompute._remade))
     return counts
@@ -85,11 +85,15 @@ def test_a_run_resumes_with_other_switches(config, change, shared, tmp_path, mon
 def dual(config, **changes):
     """A dual encoder in float64, with dropout in its text encoder."""
     torch.manual_seed(0)
-    model = build_model(config, ["one two three", "four five six seven"])
+    model = build_dual(config, None, ["one two three", "four five six seven"], images=False, clips=True)
     for module in model.text.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
     return model.double()
+
+
+def text_is_checkpointed(model):
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.text.modules())
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -106,9 +110,9 @@ def test_float64_gradients_are_equal_also_with_dropout(switch, config, seen):
     assert len(found[0]) == len(found[1]) > 30 and all(map(torch.equal, *found))
     # Of the video encoder's one block; transformers checkpoints by itself.
     assert seen["checkpoint"] == (switch != "selective")
-    assert model.text.model.is_gradient_checkpointing == (switch != "selective")
+    assert text_is_checkpointed(model) == (switch != "selective")
     apply_memory(model, MemoryConfig())
-    assert not model.text.model.is_gradient_checkpointing and model.video.checkpointing is None
+    assert not text_is_checkpointed(model) and model.video.checkpointing is None
 
 
 def test_a_text_model_that_cannot_checkpoint_stays_as_it_is():
@@ -185,14 +189,15 @@ def rounding_of(config, shared):
     stage, moved = make_stage(config), []
     torch.manual_seed(config.seed)
     model = stage.build(shared).eval()
-    batch = stage.collate([stage.dataset[i] for i in range(config.batch_size)])
+    dataset = stage.sources[0]
+    batch = dataset.collate([dataset[i] for i in range(config.batch_size)]) | {"source": 0}
     with torch.no_grad():
-        exact = float(stage.losses(model, batch, torch.device("cpu"))["loss"])
+        exact = float(stage.losses(model, [batch], torch.device("cpu"))["loss"])
         for _ in range(5):
             other = copy.deepcopy(model)
             for parameter in other.parameters():
                 parameter.mul_(1 + 2**-9 * (2 * torch.randint(2, parameter.shape) - 1))
-            moved.append(abs(float(stage.losses(other, batch, torch.device("cpu"))["loss"]) - exact))
+            moved.append(abs(float(stage.losses(other, [batch], torch.device("cpu"))["loss"]) - exact))
     assert 0 < max(moved) < 0.05
     return max(moved)
 
@@ -200,8 +205,8 @@ def rounding_of(config, shared):
 def test_a_model_of_16_bits_is_trained_in_float32(config, change, tmp_path, monkeypatch, capsys):
     from fastvivit.train.stages import contrastive
 
-    real = build_model
-    monkeypatch.setattr(contrastive, "build_model", lambda *args: real(*args).to(torch.bfloat16))
+    real = build_dual
+    monkeypatch.setattr(contrastive, "build_dual", lambda *args, **options: real(*args, **options).to(torch.bfloat16))
     out = fit(change(config, steps=3, optimiser={"lr": 1e-5}), tmp_path / "run")
     text = capsys.readouterr().err
     assert "loaded in 16 bits and trained in float32: video, text, video_proj, text_proj, logit_scale" in text
