@@ -1,6 +1,5 @@
 """The FLOPs of a step against a dense count by hand; peaks by a GPU's name."""
 
-
 import pytest
 import torch
 
