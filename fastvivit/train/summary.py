@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from fastvivit.train.page import Page
 from fastvivit.train.presets import TABLE_4
 from fastvivit.train.say import show_bytes, show_number, show_seconds
 from fastvivit.train.starvation import LIMIT, remedy, usable_cores
+from fastvivit.train.tables import DataConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +59,7 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
         ["stage", config.stage],
         ["started from", "scratch" if config.start is None else config.start],
         ["steps", f"{config.steps} of {config.batch_size} samples"],
+        ["masked", ", ".join(f"{mask.ratio:.0%}" for mask in config.masks) + " of the tokens of a clip"],
         ["time in steps", show_seconds(sum(row["seconds"] for row in rows))],
     ]
     warm = [row for row in (rows[_COLD:] or rows) if "tokens_per_second" in row]
@@ -71,10 +73,12 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
             lines.append(["MFU, median step", f"{median(mfus):.1%}"])
         lines.append(["waiting for data", f"{_over_time(warm, 'data_wait'):.1%} of the time"])
         lines.append(["memory at most", show_bytes(max(row["memory_peak"] for row in warm))])
-    name, more = stage.headline
+    name, _ = stage.headline
     if (best := best_score(rows, stage.headline)) is not None:
         scored = sum(f"eval_{name}" in row for row in rows)
-        lines.append([f"best held-out {name}", f"{best[f'eval_{name}']:.4g} at step {best['step']}, of {scored} times"])
+        lines.append(
+            [f"best held-out {name}", f"{best[f'eval_{name}']:.4g} at step {best['step']}, taken {scored} times"]
+        )
     lines += [
         ["files that could not be read", str(broken)],
         ["device", device_name(device) + (f", {ranks} processes" if ranks > 1 else "")],
@@ -109,28 +113,18 @@ def settings_table(page: Page, config: TrainConfig) -> None:
 
 def changed_settings(config: TrainConfig) -> list[tuple[str, str, str]]:
     """(Name, value, the preset's) of every setting that differs from the preset of the run's stage."""
-    own, preset = config.to_dict(), defaults(TrainConfig)
+    own, preset = config.to_dict(), _defaults(TrainConfig)
     for name, value in TABLE_4[config.stage].items():
         preset[name] = preset.get(name, {}) | value if isinstance(value, dict) else value
+    preset["data"] = plain(asdict(DataConfig(train="")))
     if own["model"] is not None:
-        preset["model"] = defaults(ViViTConfig)
+        preset["model"] = plain(asdict(ViViTConfig()))
     found, usual = _flat(own), _flat(preset)
     return [
         (name, _shown(value), _shown(usual.get(name)))
         for name, value in found.items()
         if name not in _NOT_SETTINGS and value != usual.get(name)
     ]
-
-
-def defaults(kind: type) -> dict[str, Any]:
-    """The defaults of a dataclass's fields as plain JSON values; those without one are left out."""
-    found = {}
-    for field in fields(kind):
-        if field.default is not MISSING:
-            found[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            found[field.name] = field.default_factory()
-    return plain({name: asdict(value) if is_dataclass(value) else value for name, value in found.items()})
 
 
 def metric_curves(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -145,10 +139,10 @@ def metric_curves(rows: Sequence[dict[str, Any]]) -> Figure:
         points = [(row["step"], times * row[field]) for row in rows if field in row]
         draw_curve(axes, *zip(*points, strict=True))
         axes.set_title(title, fontsize=10, loc="left")
-        if field != "lr":
-            axes.set_ylim(bottom=0)
         if field == "data_wait":
             axes.set_ylim(0, 100)
+        elif field not in ("loss", "lr"):
+            axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
     for axes in places[len(shown) :]:
         axes.axis("off")
     for axes in places[max(0, len(shown) - 2) : len(shown)]:
@@ -207,6 +201,17 @@ def versions() -> str:
         except PackageNotFoundError:
             continue
     return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields as plain JSON values; those without one are left out."""
+    found = {}
+    for field in fields(kind):
+        if field.default is not MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            found[field.name] = asdict(field.default_factory())
+    return plain(found)
 
 
 def _over_time(rows: Sequence[dict[str, Any]], field: str) -> float:
