@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastvivit._chunks import PREFIXES, Chunk, Encoded, TwoPasses, random_state, set_random_state
 from fastvivit._staging import Staging
+from fastvivit.losses import mean_count
 from fastvivit.modules.clips import Keep, Kept
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.tubelets import Tubelets
@@ -136,7 +137,7 @@ def chunked_backward(
     sizes = _sizes(chunk, parts)
     if prefix not in PREFIXES:
         raise ValueError(f"prefix: wanted one of {', '.join(map(repr, PREFIXES))}, got {prefix!r}")
-    step = _Step(model, parts, TwoPasses(model, prefix), sizes)
+    step = _Step(model, parts, TwoPasses(model, prefix), sizes, gather=gather)
     return step.run(loss, gather, sync or (lambda last: nullcontext()))
 
 
@@ -144,7 +145,13 @@ class _Step:
     """One call of ``chunked_backward``."""
 
     def __init__(
-        self, model: VideoTextModel, parts: Sequence[ContrastivePart], passes: TwoPasses, sizes: list[int]
+        self,
+        model: VideoTextModel,
+        parts: Sequence[ContrastivePart],
+        passes: TwoPasses,
+        sizes: list[int],
+        *,
+        gather: bool,
     ) -> None:
         self.model, self.passes, self.parts, self.shares = model, passes, parts, _shares(parts)
         self.chunks = [
@@ -155,7 +162,8 @@ class _Step:
         self.head = model.auxiliary
         self.seeds = [model.seeds(part.text_seeds, len(part.texts)) for part in parts]
         # Sums over the tokens of a chunk are divided by the tokens of the whole part.
-        self.tokens = [0 if self.head is None else self.head.count(model.text, part.texts) for part in parts]
+        counts = [0 if self.head is None else self.head.count(model.text, part.texts) for part in parts]
+        self.tokens = [mean_count(one, passes.device, gather=gather and self.head is not None) for one in counts]
         self.auxiliary: list[Tensor | None] = [None] * len(parts)
 
     def run(self, loss: str, gather: bool, sync: Callable[[bool], AbstractContextManager]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ any; beside an encoder's step both are nothing. What a block saves is memory, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,24 @@ def sigmoid_loss(
         return torch.cat(_by_blocks(block, video, own, text.shape[0], chunk)).mean()
 
 
+def mean_count(count: int, device: torch.device, *, gather: bool) -> int | Tensor:
+    """How many tokens a rank has on average: what each divides its sum by, so that their mean is that of all tokens.
+
+    Args:
+        count: of this rank.
+        device: where the sum is.
+        gather: whether there are other ranks to ask.
+
+    Returns:
+        ``count``; or with ``gather``, where there is a process group, 0-d float64 on ``device``, above 0.
+    """
+    if not _gathers(gather):
+        return count
+    total = torch.tensor(float(count), dtype=torch.float64).to(device, non_blocking=True)
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1.0) / _ranks()
+
+
 def _excesses(
     rows: Tensor, columns: Tensor, scale: Tensor | float, own: int, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -162,7 +181,26 @@ def _gathers(gather: bool) -> bool:
 
 def _gather_rows(rows: Tensor) -> Tensor:
     """Rows of every rank, in rank order, with gradient."""
-    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+    return _GatherRows.apply(rows)
 
-    group = list(range(torch.distributed.get_world_size()))
-    return all_gather_tensor_autograd(rows, gather_dim=0, group=group)
+
+class _GatherRows(torch.autograd.Function):
+    """Its gradient is the sum of what every rank made of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = rows.shape[0]
+        found = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(_ranks())]
+        torch.distributed.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        own = torch.distributed.get_rank() * ctx.rows
+        return total[own : own + ctx.rows]
+
+
+def _ranks() -> int:
+    return torch.distributed.get_world_size()

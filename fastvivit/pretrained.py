@@ -48,8 +48,11 @@ def save_pretrained(model: Model, folder: str | os.PathLike) -> Path:
     return folder
 
 
-def write_pretrained(model: Model, folder: Path) -> None:
-    """Write the files of ``save_pretrained`` into an existing folder."""
+def write_pretrained(model: Model, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the files of ``save_pretrained`` into an existing folder.
+
+    ``weights`` takes the place of ``own_weights(model)``, where other processes hold parts of them.
+    """
     if isinstance(model, VideoCaptioner):
         _write_captioner(model, folder)
         return
@@ -75,7 +78,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
     if encoder.tuning is not None:
         config["tuning"] = encoder.tuning
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _unshared(model).items()}
+    state = own_weights(model) if weights is None else weights
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -122,7 +126,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -
     Raises:
         ValueError: names or shapes that do not fit; ``where`` begins the message.
     """
-    expected = _unshared(model)
+    expected = own_weights(model)
     missing, unused = expected.keys() - state.keys(), state.keys() - expected.keys()
     shaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unused or shaped:
@@ -134,7 +138,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -
     model.load_state_dict(state, strict=False)
 
 
-def _unshared(model: torch.nn.Module) -> dict[str, Tensor]:
+def own_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict without second names of one tensor, which text models with tied embeddings have."""
     found: dict[str, Tensor] = {}
     seen = set()

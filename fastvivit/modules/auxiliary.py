@@ -110,9 +110,11 @@ class AuxiliaryHead(nn.Module):
             x = layer(x, group, media)
         return self.norm(x)
 
-    def loss(self, x: Tensor, text: TextTower, target: Tensor, count: int | None) -> Tensor:
+    def loss(self, x: Tensor, text: TextTower, target: Tensor, count: int | Tensor | None) -> Tensor:
         """Cross-entropy of rows x (n, D) against target (n,) int64, summed, over ``count``; None is n. 0 of no row."""
         total = F.linear_cross_entropy(self.out(x), text.embeddings.weight, target, self.bias, reduction="sum")
+        if isinstance(count, Tensor):
+            return total / count.to(total.dtype)
         return total / max(1, target.shape[0] if count is None else count)
 
     def count(self, text: TextTower, texts: Sequence[str]) -> int:
@@ -188,7 +190,7 @@ class MaskedLanguageHead(AuxiliaryHead):
         texts: Sequence[str],
         seeds: Sequence[int],
         *,
-        count: int | None = None,
+        count: int | Tensor | None = None,
     ) -> Tensor:
         """Loss of B encoded clips and their captions, 0-d: the mean over the masked tokens of the batch.
 
@@ -197,8 +199,8 @@ class MaskedLanguageHead(AuxiliaryHead):
             text: the tower whose sizes the head was made for.
             texts: B captions.
             seeds: B whole numbers that the masks are drawn from.
-            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of; None is
-                that of these.
+            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of, or a 0-d
+                tensor above 0; None is that of these.
         """
         device = out.tokens.device
         batch = text.tokenize(texts)
@@ -263,15 +265,17 @@ class CaptioningHead(AuxiliaryHead):
         """How many tokens of B captions are predicted: all but those that the tokenizer put in front."""
         return int(_after_the_first(text.tokenize(texts)).sum())
 
-    def forward(self, out: EncoderOutput, text: TextTower, texts: Sequence[str], *, count: int | None = None) -> Tensor:
+    def forward(
+        self, out: EncoderOutput, text: TextTower, texts: Sequence[str], *, count: int | Tensor | None = None
+    ) -> Tensor:
         """Loss of B encoded clips and their captions, 0-d: the mean over the tokens of the batch.
 
         Args:
             out: of the video encoder, masked or not.
             text: the tower whose sizes the head was made for.
             texts: B captions.
-            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of; None is
-                that of these.
+            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of, or a 0-d
+                tensor above 0; None is that of these.
         """
         batch = text.tokenize(texts)
         ids, real = batch["input_ids"], _after_the_first(batch)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 import fastvivit.functional as F
+from fastvivit.losses import mean_count
 from fastvivit.modules.auxiliary import AuxiliaryConfig, MaskedLanguageHead, make_head
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.text import TextTower
@@ -191,7 +192,7 @@ class VideoTextModel(nn.Module):
             mask_ratio: share of the tokens to drop.
             keep: the tokens to keep instead.
             generator: source of randomness for ``mask_ratio``, and then for ``text_seeds``.
-            gather: take negatives from every rank; an auxiliary loss is this rank's own mean.
+            gather: take negatives from every rank; an auxiliary loss is a mean over the tokens of every rank.
             text_seeds: B whole numbers >= 0; caption b's tokens are masked by number b ("mlm"). None draws them.
             loss: "infonce" or "siglip"; None is the model's.
 
@@ -208,11 +209,17 @@ class VideoTextModel(nn.Module):
         head = self.auxiliary
         if head is None:
             return {"loss": contrastive, "contrastive": contrastive}
-        part = self.auxiliary_loss(out, texts, self.seeds(text_seeds, len(texts), generator))
+        count = mean_count(head.count(self.text, texts), contrastive.device, gather=True) if gather else None
+        part = self.auxiliary_loss(out, texts, self.seeds(text_seeds, len(texts), generator), count=count)
         return {"loss": contrastive + head.config.weight * part, "contrastive": contrastive, head.config.kind: part}
 
     def auxiliary_loss(
-        self, out: EncoderOutput, texts: Sequence[str], seeds: Sequence[int] | None, *, count: int | None = None
+        self,
+        out: EncoderOutput,
+        texts: Sequence[str],
+        seeds: Sequence[int] | None,
+        *,
+        count: int | Tensor | None = None,
     ) -> Tensor:
         """The loss of the head, 0-d, unweighted: a mean over tokens, or their sum over ``count``.
 

@@ -14,6 +14,7 @@ from fastvivit import metrics
 from fastvivit.data import ClipDataset
 from fastvivit.data.manifest import clips_of, twins_of
 from fastvivit.modules.dual import VideoTextModel
+from fastvivit.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +40,42 @@ class Evaluation:
 
 
 def heldout_batches(
-    dataset: ClipDataset, batch_size: int, workers: int = 0, wanted: Sequence[int] | None = None
+    dataset: ClipDataset,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    wanted: Sequence[int] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Clips in order, as batches and those of their rows that count: broken files are replaced, but not twice.
+
+    Of several ranks each has every so-manieth batch, all of them equally many: the last may come again, without a row
+    that counts.
 
     Args:
         dataset: clips.
         batch_size: clips at a time.
         workers: processes that decode.
         wanted: entries; None is all of them.
+        ranks: of the run; None is one.
     """
+    ranks = ranks or Ranks()
     order = list(range(len(dataset)) if wanted is None else wanted)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    places = [ranks.rank + first for first in range(0, len(batches), ranks.size)]
+    own = [batches[min(place, len(batches) - 1)] for place in places]
     loader = DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=own,
         collate_fn=dataset.collate,
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the training's random numbers
     )
-    for asked, batch in zip(batches, loader, strict=True):
+    for place, asked, batch in zip(places, own, loader, strict=True):
         dataset.record_failures(batch["failures"])
-        found = batch["index"].tolist()
         # A broken file's place is taken by another clip, which must not count twice.
-        yield batch, [row for row, pair in enumerate(zip(asked, found, strict=True)) if pair[0] == pair[1]]
+        good = [row for row, index in enumerate(batch["index"].tolist()) if index == asked[row]]
+        yield batch, good if place < len(batches) else []
 
 
 @torch.no_grad()
@@ -74,19 +87,30 @@ def encode_clips(
     workers: int = 0,
     wanted: Sequence[int] | None = None,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, list[int]]:
     """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries.
 
     ``wanted`` are entries, None is all of them; ``progress`` is called with the number of clips after each batch.
+    Ranks share the work, and all return the whole.
     """
-    vectors, entries = [], []
-    for batch, good in heldout_batches(dataset, batch_size, workers, wanted):
+    ranks = ranks or Ranks()
+    vectors, entries, failures = [], [], []
+    for batch, good in heldout_batches(dataset, batch_size, workers, wanted=wanted, ranks=ranks):
         video = batch["video"].to(model.logit_scale.device)
         vectors.append(model.encode_video(video).float().cpu()[good])
         entries += batch["index"][good].tolist()
         if progress is not None:
             progress(len(batch["index"]))
-    return torch.cat(vectors), entries
+        failures += batch["failures"]
+    if ranks.alone:
+        return torch.cat(vectors), entries
+    every = ranks.gather((torch.cat(vectors), entries, failures))
+    for _, _, found in every:
+        dataset.record_failures(found)
+    places = torch.tensor([entry for _, some, _ in every for entry in some])
+    order = places.argsort()
+    return torch.cat([some for some, _, _ in every])[order], places[order].tolist()
 
 
 @torch.no_grad()
@@ -97,11 +121,13 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Score a model; it is left in the mode it was in. ``progress`` is called with the clips of each batch.
 
     Entries of the same part of the same file are one clip with the captions of all: a manifest may have a line a
-    caption, and as clips of their own they would tie with each other.
+    caption, and as clips of their own they would tie with each other. Ranks of a run share the clips, and each returns
+    the whole.
 
     ``twin`` is the share of clips that are nearer to their own (first) caption than to their twin's; a tie is
     a miss.
@@ -114,7 +140,13 @@ def evaluate(
     model.eval()
     try:
         video, entries = encode_clips(
-            model, dataset, batch_size=batch_size, workers=workers, wanted=list(clips), progress=progress
+            model,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            wanted=list(clips),
+            progress=progress,
+            ranks=ranks,
         )
         captions, owners = [], []
         for place, entry in enumerate(entries):

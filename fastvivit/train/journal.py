@@ -46,6 +46,22 @@ def best_score(rows: Iterable[dict[str, Any]], headline: tuple[str, bool]) -> di
     return max(scored, key=lambda row: row[name] if more else -row[name], default=None)
 
 
+class Silence:
+    """The journal of the ranks that keep none."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Journal:
     """Writes each step once: a line in a file, flushed at once; TensorBoard events; the console.
 

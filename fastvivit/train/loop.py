@@ -23,19 +23,23 @@ from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import frozen_hashes
 from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
-from fastvivit.pretrained import CONFIG, save_pretrained
+from fastvivit.data.seeds import sample_seed
+from fastvivit.pretrained import CONFIG
 from fastvivit.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_state,
     remove_scratch,
     save_checkpoint,
+    save_model,
 )
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
-from fastvivit.train.journal import Journal
+from fastvivit.train.journal import Journal, Silence
 from fastvivit.train.meter import Meter
 from fastvivit.train.optimiser import make_optimiser, widen_masters
+from fastvivit.train.parallel import spread
+from fastvivit.train.ranks import Ranks, joined
 from fastvivit.train.report import write_report
 from fastvivit.train.shortage import shortages_explained
 from fastvivit.train.stages import Stage, make_stage
@@ -58,6 +62,9 @@ def fit(
     end ``model`` (for ``fastvivit.load_pretrained``) and ``report.html``. Killed at any instant and resumed,
     a run gives the same losses, to the bit, on the same machine.
 
+    Started by ``torchrun`` with several processes, it is the same run: each takes its part of every batch, and losses
+    and gradients are those of one process, to rounding. Rank 0 alone writes and prints.
+
     Args:
         config: the run.
         out: its folder; made if it doesn't exist.
@@ -73,12 +80,21 @@ def fit(
             data.
         OutOfMemory: a step needed more memory than there is; the message says what to turn.
         NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
-        KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    out = Path(out)
     device = choose_device(config)
+    with joined(device) as ranks:
+        return _fit(config, Path(out), ranks, device, resume=resume, quiet=quiet, name=name)
+
+
+def _fit(
+    config: TrainConfig, out: Path, ranks: Ranks, device: torch.device, *, resume: bool, quiet: bool, name: str
+) -> Path:
     stage = make_stage(config)
+    if not (ranks.alone or stage.spreads):
+        raise ValueError(f"stage: wanted one process for {config.stage!r}, got {ranks.size}")
     config = stage.config  # what was left out is said
+    stage.ranks = ranks
     sampler = _sampler(stage)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.
@@ -86,28 +102,33 @@ def fit(
         torch.manual_seed(config.seed)
         model = stage.build(out).to(device)
         widened = widen_masters(model)
+        spread(model, config.run.parallel, ranks)
         optimiser = make_optimiser(model, config.optimiser)
         # Only now: a mistake in the config leaves no folder behind that would have to be resumed.
-        checkpoint = _prepare(config, out, resume)
+        checkpoint = ranks.lead(lambda: _prepare(config, out, resume))
         with torch.random.fork_rng(devices=devices):
             stage.prepare(model, out, quiet=quiet)
-        step, broken = 0, {}
+        step, broken, random = 0, {}, ranks.alone
         if checkpoint is not None:
             state = read_state(checkpoint)
             step = state["step"]
             broken = {(source, index): Failure(index, *rest) for source, index, *rest in state["broken"]}
             sampler.load_state_dict(state["sampler"])
-            load_checkpoint(checkpoint, model, optimiser)
-        journal = Journal(
-            out,
-            start=step,
-            steps=config.steps,
-            log_every=config.run.log_every,
-            tensorboard=config.run.tensorboard,
-            headline=stage.headline,
-            quiet=quiet,
-            name=name,
-        )
+            random = load_checkpoint(checkpoint, model, optimiser, ranks)
+        if not random:
+            torch.manual_seed(sample_seed(config.seed, step, ranks.rank, "ranks"))  # each rank drops other things
+        journal = Silence()
+        if ranks.first:
+            journal = Journal(
+                out,
+                start=step,
+                steps=config.steps,
+                log_every=config.run.log_every,
+                tensorboard=config.run.tensorboard,
+                headline=stage.headline,
+                quiet=quiet,
+                name=name,
+            )
         if widened:
             journal.say(f"loaded in 16 bits and trained in float32: {', '.join(widened)}")
         run = _Run(
@@ -127,8 +148,10 @@ def fit(
             evaluation = run.loop()
         finally:
             journal.close()
-    save_pretrained(model, out / MODEL)
-    write_report(out, stage, evaluation, list(run.broken.values()))
+    save_model(out / MODEL, model, ranks)
+    if ranks.first:
+        write_report(out, stage, evaluation, list(run.broken.values()))
+    ranks.meet()  # who goes on finds everything
     return out
 
 
@@ -146,7 +169,7 @@ class _Run:
     sampler: MixSampler
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    journal: Journal
+    journal: Journal | Silence
     meter: Meter
     starvation: Starvation
     step: int
@@ -157,6 +180,11 @@ class _Run:
     def config(self) -> TrainConfig:
         """The run's."""
         return self.stage.config
+
+    @property
+    def ranks(self) -> Ranks:
+        """The run's."""
+        return self.stage.ranks
 
     def loop(self) -> Scored | None:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
@@ -171,11 +199,12 @@ class _Run:
                     began += self.meter.prepare(batches)
                 evaluation = self._take(batches, began, waited)
                 last = self.step == self.config.steps
-                if last or interrupted or self.step % self.config.run.save_every == 0:
+                stopped = bool(self.ranks.largest([len(interrupted)])[0])
+                if last or stopped or self.step % self.config.run.save_every == 0:
                     self._save()
                 if last:
                     return evaluation
-                if interrupted:
+                if stopped:
                     self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
                     raise KeyboardInterrupt
                 began = time.monotonic()
@@ -184,8 +213,11 @@ class _Run:
     def _take(self, batches: Sequence[dict[str, Any]], began: float, waited: float) -> Scored | None:
         """One step and its line in the journal, with scores where they are due."""
         config = self.config
-        for batch in batches:
-            self._note_broken(batch["source"], batch["failures"])
+        waited, *failed = self.ranks.largest([waited, *(len(batch["failures"]) for batch in batches)])
+        if any(failed):
+            for found in self.ranks.gather([(batch["source"], batch["failures"]) for batch in batches]):
+                for source, failures in found:
+                    self._note_broken(source, failures)
         with self._shortages(f"step {self.step + 1}"):
             values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
@@ -228,8 +260,16 @@ class _Run:
         self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
         if self.frozen is None and isinstance(self.model, VideoCaptioner):
             self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
-        keep = self.config.run.keep_last
-        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=keep, frozen=self.frozen)
+        save_checkpoint(
+            self.out,
+            self.step,
+            self.model,
+            self.optimiser,
+            state,
+            keep_last=self.config.run.keep_last,
+            frozen=self.frozen,
+            ranks=self.ranks,
+        )
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -262,15 +302,18 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
 
 
 def _sampler(stage: Stage) -> MixSampler:
-    config, samplers = stage.config, []
+    config, ranks, samplers = stage.config, stage.ranks, []
     for source, dataset in zip(config.sources, stage.sources, strict=True):
         pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
         if len(dataset) < source.batch:
             name = "data.sources: wanted a batch of" if config.data.sources else "batch_size: wanted"
             what = "images" if dataset.kind == "image" else "clips"
             raise ValueError(f"{name} at most the {len(dataset)} {what} of {source.path}, got {source.batch}")
+        if source.batch % ranks.size:
+            name = "data.sources: wanted batches" if config.data.sources else "batch_size: wanted one"
+            raise ValueError(f"{name} that the {ranks.size} processes divide evenly, got {source.batch}")
         samplers.append(EpochSampler(dataset, source.batch, config.seed, pair_twins=pair))
-    return MixSampler(samplers)
+    return MixSampler(samplers, rank=ranks.rank, ranks=ranks.size)
 
 
 def _loader(stage: Stage, sampler: MixSampler, device: torch.device) -> DataLoader:
@@ -294,7 +337,7 @@ def _ignore_interrupts(worker: int) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that fills on Ctrl-C, so that a step is never torn apart; a second Ctrl-C stops at once."""
+    """A list that fills on Ctrl-C or SIGTERM, so that a step is never torn apart; a second one stops at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -305,8 +348,9 @@ def _interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

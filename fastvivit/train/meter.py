@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,8 +70,10 @@ class Meter:
             ``mfu`` where there is one; ``memory_peak``, bytes allocated at most since the run began: on a GPU by its
             tensors, on a CPU by the process.
         """
-        clips = sum(len(batch["caption"]) for batch in batches)
-        tokens = sum(self._count(batch["video"]) for batch in batches)
+        ranks = self._stage.ranks.size  # each has taken as many
+        clips = ranks * sum(len(batch["caption"]) for batch in batches)
+        masks = self._stage.config.masks
+        tokens = ranks * sum(self._count(batch["video"], masks[batch["source"]]) for batch in batches)
         workers = max(1, self._stage.config.data.workers)
         row = {
             "seconds": seconds,
@@ -84,17 +87,17 @@ class Meter:
             row["mfu"] = self._flops / (seconds * self._peak)
         return row
 
-    def _count(self, video: Any) -> int:
+    def _count(self, video: Any, mask: MaskConfig) -> int:
         if isinstance(video, Tubelets):
             return len(video.pixels)
         if isinstance(video, Vision):
             return int(video.mask.sum())
         if isinstance(video, list):
-            return sum(self._count(clip.unsqueeze(0)) for clip in video)
+            return sum(self._count(clip.unsqueeze(0), mask) for clip in video)
         shape = video.shape[1:]
-        if shape not in self._tokens:
-            self._tokens[shape] = clip_tokens(self._model.video, shape, self._stage.config.mask)
-        return len(video) * self._tokens[shape]
+        if (shape, mask) not in self._tokens:
+            self._tokens[shape, mask] = clip_tokens(self._model.video, shape, mask)
+        return len(video) * self._tokens[shape, mask]
 
     def _memory(self) -> int:
         if self._device.type == "cuda":
@@ -105,7 +108,9 @@ class Meter:
 
 def clip_tokens(encoder: ViViT, shape: Sequence[int], mask: MaskConfig) -> int:
     """Tokens that an encoder takes of a clip (C, T, H, W) or an image (C, H, W) under a mask, without its CLS."""
-    views = encoder.image.views((1, *shape[1:])) if len(shape) == 3 else encoder.config.views
+    views = encoder.config.views
+    if len(shape) == 3:
+        views, mask = encoder.image.views((1, *shape[1:])), replace(mask, strategy="random")
     keep = draw_masks(torch.zeros(1, dtype=torch.int64), views, mask)
     return sum(t * h * w for t, h, w in views) if keep is None else keep.ids.shape[1]
 

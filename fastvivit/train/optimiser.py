@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvivit.caption import VideoCaptioner
+from fastvivit.train.parallel import in_parts, part_of
 from fastvivit.train.tables import OptimiserConfig
 
 _MASTERS = (torch.float32, torch.float64)
@@ -45,7 +46,7 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Opt
     that ``model.no_weight_decay()`` names (positions).
 
     Raises:
-        ValueError: trainable parameters of 16 bits.
+        ValueError: trainable parameters of 16 bits; 8-bit states of parameters of which ranks hold parts.
         ImportError: 8-bit states without bitsandbytes.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
@@ -56,9 +57,12 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Opt
                 raise ValueError(f"model: wanted float32 parameters to train, got {parameter.dtype} in {name}")
             (spared if parameter.dim() < 2 or name in exempt else decayed).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": some, "weight_decay": decay}
+        for parameters, decay in ((decayed, config.weight_decay), (spared, 0.0))
+        for some in _whole_and_parts(parameters)
     ]
+    if config.states == "8bit" and any(map(in_parts, decayed + spared)):
+        raise ValueError("optimiser.states: wanted 'float32' with run.parallel = 'fsdp', got '8bit'")
     if config.states == "8bit":
         return _eight_bits()(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in decayed + spared)
@@ -74,6 +78,9 @@ def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            if in_parts(tensor):
+                found[f"{name}/{key}"] = tensor
+                continue
             address = tensor.untyped_storage().data_ptr()
             found[f"{name}/{key}"] = tensor.clone() if address in seen else tensor
             seen.add(address)
@@ -86,11 +93,14 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     Raises:
         ValueError: state of other parameters than the optimiser's.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in parameters.items()}
     state: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")
         whole = tensor.dim() == 0 and tensor.dtype == torch.int64
+        if name in parameters:
+            tensor = part_of(tensor, parameters[name])
         state.setdefault(name, {})[part] = tensor.item() if whole else tensor
     own = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
     unknown = sorted(state.keys() - set(own))
@@ -99,6 +109,13 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     packed = optimiser.state_dict()
     packed["state"] = {index: state[name] for index, name in enumerate(own) if name in state}
     optimiser.load_state_dict(packed)
+
+
+def _whole_and_parts(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those that are whole, and those of which ranks hold parts, if any: no step takes both at once."""
+    parts = [parameter for parameter in parameters if in_parts(parameter)]
+    whole = [parameter for parameter in parameters if not in_parts(parameter)]
+    return [whole, parts] if parts else [whole]
 
 
 def _eight_bits() -> type[torch.optim.Optimizer]:

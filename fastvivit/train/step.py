@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastvivit.modules.clips import Kept, draw_keep
 from fastvivit.tokens import Views
+from fastvivit.train.parallel import average_gradients, clip_gradients
 from fastvivit.train.schedule import learning_rate
 from fastvivit.train.tables import MaskConfig
 
@@ -60,25 +61,27 @@ def train_step(
     stage: Stage,
     device: torch.device,
 ) -> dict[str, float]:
-    """Take step ``step`` (from 0) on the stage's batches, one a source.
+    """Take step ``step`` (from 0) on the stage's batches, one a source; of several ranks each on its own part of them.
 
     Returns:
-        ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names.
+        ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names; the same on every
+        rank.
 
     Raises:
-        NonFiniteLoss: the weights may be spoiled then, and must not be saved.
+        NonFiniteLoss: the weights may be spoiled then, and must not be saved; on every rank.
     """
-    config = stage.config
+    config, ranks = stage.config, stage.ranks
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     found = stage.backward(model, batches, device)
     loss = found.pop("loss")
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
+    average_gradients(model, ranks)
+    norm = clip_gradients(model, config.optimiser.clip, ranks)
     optimiser.step()
     # One transfer, after all work has been queued.
-    values = torch.stack([loss, norm, *found.values()]).tolist()
+    values = ranks.mean(torch.stack([loss, norm, *found.values()])).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
             f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "

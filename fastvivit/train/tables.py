@@ -13,6 +13,7 @@ _INFLATE = ("average", "central")
 _DEVICES = ("auto", "cpu", "cuda")
 _PRECISIONS = ("auto", "float32", "bfloat16")
 _STATES = ("float32", "8bit")
+_PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,8 @@ class RunConfig:
         device: "auto" takes a GPU where there is one, "cpu" or "cuda".
         precision: of products. "auto" is bfloat16 on a GPU and float32 on a CPU, "float32" and "bfloat16" are that
             everywhere. Parameters, gradients and the optimiser's states are float32 in any case.
+        parallel: with several processes (``torchrun``): "ddp", each has the whole model; "fsdp", each has its part of
+            the weights, gradients and optimiser states of every layer.
     """
 
     log_every: int = 50
@@ -236,9 +239,11 @@ class RunConfig:
     tensorboard: bool = True
     device: str = "auto"
     precision: str = "auto"
+    parallel: str = "ddp"
 
     def __post_init__(self) -> None:
         at_least("run", self, 1, "log_every", "save_every", "keep_last")
         at_least("run", self, 0, "eval_every")
         one_of("run.device", self.device, _DEVICES)
+        one_of("run.parallel", self.parallel, _PARALLEL)
         one_of("run.precision", self.precision, _PRECISIONS)

@@ -15,6 +15,7 @@ from fastvivit.data.dataset import Failure
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
+from fastvivit.train.ranks import Ranks
 from fastvivit.train.sources import open_source
 from fastvivit.train.step import autocast
 
@@ -42,12 +43,15 @@ class Stage(ABC):
         heldout: samples to score, or None.
         failures: broken files of the first source that are known before the first step.
         headline: the held-out score by which steps are compared, and whether more of it is better.
+        ranks: the processes of the run; ``fit`` sets it.
+        spreads: whether several processes can share a step, each with its part of every batch.
     """
 
     headline: tuple[str, bool] = ("loss", False)
+    spreads = False
 
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
-        self.config = config
+        self.config, self.ranks = config, Ranks()
         self.failures: list[Failure] = []
         # A mask must not be the same for every source's first sample, so each has a seed of its own.
         self.sources = [

@@ -29,6 +29,7 @@ class Contrastive(Stage):
     """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
 
     headline = ("t2v_r1", True)
+    spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -56,7 +57,8 @@ class Contrastive(Stage):
         With an auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``. Of several sources the
         loss of each, too: ``loss_0``, ``loss_1``, …
         """
-        found = contrastive_losses(model, self._parts(model, batches), loss=self.config.loss)
+        gather = not self.ranks.alone
+        found = contrastive_losses(model, self._parts(model, batches), loss=self.config.loss, gather=gather)
         return self._noted(found, model)
 
     def backward(
@@ -69,7 +71,12 @@ class Contrastive(Stage):
         parts = self._parts(model, batches)
         with autocast(config.run.precision, device):
             found = chunked_backward(
-                model, parts, chunk=self._chunks(model, parts), loss=config.loss, prefix=config.memory.prefix
+                model,
+                parts,
+                chunk=self._chunks(model, parts),
+                loss=config.loss,
+                gather=not self.ranks.alone,
+                prefix=config.memory.prefix,
             )
             return self._noted(found, model)
 
@@ -112,7 +119,8 @@ class Contrastive(Stage):
         if self.heldout is None:
             return None
         config = self.config
-        return evaluate(model, self.heldout, batch_size=config.batch_size, workers=config.data.workers)
+        share = config.batch_size // self.ranks.size
+        return evaluate(model, self.heldout, batch_size=share, workers=config.data.workers, ranks=self.ranks)
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
         """Scores, and the best matches of some captions."""
