@@ -39,15 +39,17 @@ class TextTower(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
         """Keep no activations inside the model's blocks while training; they are computed again in the backward.
 
-        By transformers' own means; a model that has none stays as it is. With ``offload`` the inputs that are kept
-        wait in host memory: see ``HostOffload``.
+        By transformers' own means; a model that has none stays as it is, and so does a frozen one, which keeps nothing
+        and would be given a backward. With ``offload`` the inputs that are kept wait in host memory: see
+        ``HostOffload``.
         """
         self.offload = None
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             return
         # transformers 5 has renamed what its version 4 calls gradient checkpointing.
         kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
-        if enable:
+        # transformers makes the embeddings' output need a gradient, and through frozen blocks one would be computed.
+        if enable and any(parameter.requires_grad for parameter in self.model.parameters()):
             getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
             self.offload = HostOffload() if offload else None
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch.utils.flop_counter import flop_registry
 from fastvivit.caption import Vision
 from fastvivit.train.stages.base import Stage
 
+# Of PyTorch: a formula for the CPU's is not registered, and those of the backwards count the scores a second time.
 _SDPA = (
-    "_scaled_dot_product_flash_attention_backward",
-    "_scaled_dot_product_efficient_attention_backward",
-    "_scaled_dot_product_cudnn_attention_backward",
-    "_flash_attention_backward",
-    "_efficient_attention_backward",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
 )
 
 
@@ -37,10 +38,11 @@ class ModelFlops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
-        ops = torch.ops.fastvivit
+        ops, aten = torch.ops.fastvivit, torch.ops.aten
+        # How often the two products of the forward: a backward has four.
         self._varlen = {ops.varlen_attention: 1, ops.varlen_attention_backward: 2}
-        # Five products in the backward, of which the first is that of the forward.
-        self._again = {getattr(torch.ops.aten, name) for name in _SDPA if hasattr(torch.ops.aten, name)}
+        names = [(f"{name}{way}", times) for name in _SDPA for way, times in (("", 1), ("_backward", 2))]
+        self._dense = {getattr(aten, name): times for name, times in names if hasattr(aten, name)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run an op and count it."""
@@ -53,12 +55,11 @@ class ModelFlops(TorchDispatchMode):
     def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
         packet = func._overloadpacket
         if packet in self._varlen:
-            return self._varlen[packet] * _attention({**_named(func, args), **kwargs})
+            return self._varlen[packet] * _ragged({**_named(func, args), **kwargs})
+        if packet in self._dense:
+            return self._dense[packet] * _dense({**_named(func, args), **kwargs})
         formula = flop_registry.get(packet)
-        if formula is None:
-            return 0
-        count = formula(*args, **kwargs, out_val=out)
-        return count * 4 // 5 if packet in self._again else count
+        return 0 if formula is None else formula(*args, **kwargs, out_val=out)
 
 
 def step_flops(stage: Stage, model: nn.Module, batches: Sequence[dict[str, Any]], device: torch.device) -> int:
@@ -107,6 +108,11 @@ def _named(func: Any, args: tuple) -> dict[str, Any]:
     return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
 
 
-def _attention(given: dict[str, Any]) -> int:
+def _ragged(given: dict[str, Any]) -> int:
     q, lengths = given["q"], [given[name].diff().double() for name in ("cu_seqlens_q", "cu_seqlens_k")]
     return 4 * q.shape[1] * q.shape[2] * int((lengths[0] * lengths[1]).sum())
+
+
+def _dense(given: dict[str, Any]) -> int:
+    q, k, v = (given[name].shape for name in ("query", "key", "value"))
+    return 2 * math.prod(q[:-1]) * k[-2] * (k[-1] + v[-1])
