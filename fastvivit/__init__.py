@@ -27,6 +27,7 @@ __all__ = [
     "EncoderOutput",
     "ImportReport",
     "PerceiverResampler",
+    "Plan",
     "TextTower",
     "Tube",
     "Tubelets",
@@ -46,6 +47,7 @@ __all__ = [
     "load_pretrained",
     "metrics",
     "modular",
+    "plan",
     "restore",
     "save_pretrained",
     "temporal_mean",
@@ -60,6 +62,7 @@ _LAZY_NAMES = dict.fromkeys(
 )
 _LAZY_NAMES |= dict.fromkeys(("accelerate", "restore"), "fastvivit.hf.accelerate")
 _LAZY_NAMES |= dict.fromkeys(("VideoCaptioner", "Vision"), "fastvivit.caption")
+_LAZY_NAMES |= {"plan": "fastvivit.planning", "Plan": "fastvivit.planning"}
 _LAZY_NAMES |= {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 

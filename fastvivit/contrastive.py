@@ -209,7 +209,8 @@ class _Step:
         options = dict(zip(("scale", "bias"), leaves, strict=False), loss=loss, gather=gather)
         losses = [model.contrast(*pair, **options) for pair in rows]
         total = sum(share * one for share, one in zip(self.shares, losses, strict=True))
-        flat = torch.autograd.grad(total, [*leaves, *(one for pair in rows for one in pair)])
+        with self._as_written:
+            flat = torch.autograd.grad(total, [*leaves, *(one for pair in rows for one in pair)])
         given, rest = flat[: len(leaves)], flat[len(leaves) :]
         pairs = list(zip(rest[::2], rest[1::2], strict=True))
         return [one.detach() for one in losses], pairs, list(zip(scalars, given, strict=True))
@@ -228,9 +229,14 @@ class _Step:
         if self.head is not None:
             roots.append((self._auxiliary_loss(chunk, encoded), None))
         roots = [(t, g if g is None else g.to(t.dtype)) for t, g in roots if t.requires_grad]
-        with sync(bool(scalars)):
+        with sync(bool(scalars)), self._as_written:
             if roots:
                 torch.autograd.backward(*map(list, zip(*roots, strict=True)))
+
+    @property
+    def _as_written(self) -> torch.autocast:
+        # A backward is to run outside of autocast, or products that the forward took in float32 lose their digits.
+        return torch.autocast(self.passes.device.type, enabled=False)
 
     def _auxiliary_loss(self, chunk: Chunk, encoded: Encoded) -> Tensor:
         part, seeds = chunk.part, self.seeds[chunk.part]

@@ -20,7 +20,7 @@ LAYERS = [
     ("convert", "tune", "hf", "modular", "_chunks", "contrastive"),
     ("caption",),
     ("pretrained", "data"),
-    ("search", "train", "describe"),
+    ("search", "train", "planning", "describe"),
     ("evaluation",),
     ("cli",),
 ]

@@ -33,12 +33,12 @@ def equation_1(video, text, scale, bias):
     return total / len(video)
 
 
-def nce(video, text, scale, bias, **options):
+def infonce(video, text, scale, bias, **options):
     return F.nce_loss(video, text, scale, **options)
 
 
 @pytest.mark.parametrize("chunk", BLOCKS)
-@pytest.mark.parametrize(("loss", "formula"), [(nce, cross_entropies), (F.sigmoid_loss, equation_1)])
+@pytest.mark.parametrize(("loss", "formula"), [(infonce, cross_entropies), (F.sigmoid_loss, equation_1)])
 def test_blocks_are_the_formula_with_its_gradients(loss, formula, chunk):
     inputs = pairs()
     found, want = loss(*inputs, chunk=chunk), formula(*inputs)
@@ -63,7 +63,7 @@ def test_sigmoid_loss_has_its_gradients_and_its_dtypes():
     assert F.sigmoid_loss(video[:1], video[:1], 10.0, -10.0).item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("loss", [nce, F.sigmoid_loss])
+@pytest.mark.parametrize("loss", [infonce, F.sigmoid_loss])
 def test_memory_is_a_block_of_rows(loss):
     peaks = {}
     for chunk in (16, 512):
@@ -75,7 +75,7 @@ def test_memory_is_a_block_of_rows(loss):
     assert peaks[16] < 512 * 512 * 4 / 2
 
 
-@pytest.mark.parametrize("loss", [nce, F.sigmoid_loss])
+@pytest.mark.parametrize("loss", [infonce, F.sigmoid_loss])
 def test_bad_input_is_an_error_that_names_it(loss):
     for video, text, options, message in (
         (torch.ones(2, 3), torch.ones(3, 3), {}, r"text: wanted shape \(2, 3\) like video"),

@@ -96,7 +96,7 @@ def contrastive_cases(options: Options) -> list[Case]:
     elif options.gpu:
         config, sizes, chunk = fv.ViViTConfig.base(images=False), (128, 256), 32
     else:
-        config, sizes, chunk = fv.ViViTConfig.small(images=False, size=112), (32, 64), 8
+        config, sizes, chunk = fv.ViViTConfig.small(images=False, size=112), (64, 128), 16
     cases = [_case(options, Sizes(video=config, clips=clips, chunk=chunk, last=None)) for clips in sizes]
     return [*cases, _case(options, Sizes(video=config, clips=sizes[-1], chunk=chunk, last=4))]
 

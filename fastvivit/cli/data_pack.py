@@ -20,7 +20,7 @@ _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Decode every clip of a manifest once, into shards of bytes laid out by tubelet.
+    """Decode every clip, or image, of a manifest once, into shards of bytes laid out by tubelet.
 
     Training with masks then reads only the tubelets that it keeps, and decodes nothing. Killed at any time, the same
     command goes on where it was. Frames, fps, size and tubelet are those of the encoder that will be trained.
@@ -28,12 +28,13 @@ class Pack:
     Attributes:
         manifest: a JSONL or CSV manifest.
         out: the folder to write.
-        frames: pictures a clip.
-        fps: pictures per second.
+        frames: pictures a clip; not used of images.
+        fps: pictures per second; not used of images.
         size: pixels of the square.
-        tubelet: pixels of a tubelet, frames, rows, columns.
+        tubelet: pixels of a tubelet, frames, rows, columns; of images the last two.
         shard_size: of a file at most, as 500MB or 1GB.
-        workers: clips decoded at a time.
+        workers: clips decoded at a time, each in a process of its own.
+        deadline: for decoding one clip; what takes longer is left out.
         check: read every byte of a pack and compare it with what was written; exit status 1 where it differs.
     """
 
@@ -45,6 +46,7 @@ class Pack:
     tubelet: Annotated[str, tyro.conf.arg(metavar="T,H,W")] = "2,16,16"
     shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "1GB"
     workers: int = 1
+    deadline: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     check: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
 
 
@@ -69,6 +71,7 @@ def run(arguments: list[str]) -> int:
             tubelet=tubelet,
             shard_size=shard_size,
             workers=options.workers,
+            deadline=options.deadline,
             progress=advance,
         )
     print(f"{made.clips} clips, {made.bytes / 1e6:,.1f} MB: {made.folder}")

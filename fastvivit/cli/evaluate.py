@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastvivit.cli.models import load_captioner, load_chat, load_model
-from fastvivit.data import Entry, read_manifest
+from fastvivit.data import Entry, one_a_clip, read_manifest
 from fastvivit.evaluation import SETUPS, Aggregated, Asking, Clip, Comparison, Direct, Reading, Selected
 from fastvivit.evaluation import compare as compare_systems
 from fastvivit.evaluation import retrieval as score_retrieval
-from fastvivit.evaluation.clips import one_a_clip
 from fastvivit.evaluation.setups import CHOICE
 from fastvivit.modular import CaptionAggregator, FrameSelector
 from fastvivit.train.progress import progress

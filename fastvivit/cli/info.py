@@ -33,6 +33,7 @@ _PACKAGES = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "webdataset": "train",
     "bitsandbytes": "lowbit",
 }
 

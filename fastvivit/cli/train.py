@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from fastvivit.train import TrainConfig, fit, read_metrics
+from fastvivit.train import OutOfMemory, TrainConfig, fit, read_metrics
 from fastvivit.train.ranks import is_first
 from fastvivit.train.report import REPORT
 
@@ -34,7 +35,11 @@ def run(arguments: list[str]) -> int:
     """Train, and say where the results are."""
     options = tyro.cli(Train, prog="fastvivit train", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     config = TrainConfig.from_toml(options.config, options.override)
-    out = fit(config, options.out or Path("runs") / options.config.stem, resume=options.resume)
+    try:
+        out = fit(config, options.out or Path("runs") / options.config.stem, resume=options.resume)
+    except OutOfMemory as error:
+        print(f"fastvivit train: {error}", file=sys.stderr)
+        return 1
     if not is_first():
         return 0
     last = read_metrics(out)[-1]

@@ -196,16 +196,18 @@ def probe(path: Source) -> VideoInfo:
     """
     with open_video(path) as container:
         stream = choose_stream(container, source_name(path), None)
-        duration = None
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            duration = container.duration / import_av().time_base
         return VideoInfo(
-            duration=duration,
+            duration=header_seconds(container, stream),
             width=stream.codec_context.width,
             height=stream.codec_context.height,
             fps=float(stream.average_rate) if stream.average_rate else None,
             streams=len(video_streams(container)),
             codec=stream.codec_context.name,
         )
+
+
+def header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """The length that a header gives a stream, or else the file; None where it gives none."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / import_av().time_base

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from fastvivit.data.container import VideoError
 from fastvivit.data.images import read_image
-from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.manifest import Entry, read_manifest, twins_of
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.video import check_clip, read_clip
 
@@ -139,6 +139,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
             self._broken[failure.index] = True
             self.failures.setdefault(failure.video, failure.reason)
 
+    def clip(self, index: int) -> Tensor:
+        """The whole clip of an entry, or of what replaces it where that is broken: its item's ``video``."""
+        return self[index]["video"]
+
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch of this data set's items: ``fastvivit.data.collate``."""
@@ -150,18 +154,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: a twin that no entry, or more than one, has as its video.
         """
-        places: dict[str, list[int]] = {}
-        for index, entry in enumerate(self.entries):
-            places.setdefault(os.path.abspath(entry.video), []).append(index)  # noqa: PTH100 (normalises "..")
-        twins = []
-        for entry in self.entries:
-            found = [-1] if entry.twin is None else places.get(os.path.abspath(entry.twin), [])  # noqa: PTH100
-            if len(found) != 1:
-                raise ValueError(
-                    f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, found {len(found)}"
-                )
-            twins.append(found[0])
-        return twins
+        return twins_of(self.entries)
 
     @cached_property
     def _replacements(self) -> Tensor:

@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,47 @@ class Entry:
         clash = sorted(set(self.extra) & set(_FIELDS))
         if clash:
             raise ValueError(f"extra: wanted fields that an entry doesn't have itself, got {clash}")
+
+
+def clips_of(entries: Sequence[Entry]) -> dict[int, Entry]:
+    """Entries of the same part of the same file as one, by the place of the first of them, in order.
+
+    It has the captions of all; its other fields are the first's. Manifests may have a line a caption. As clips of
+    their own, such entries would tie with each other in retrieval, and a text would be held against one of its
+    references at a time.
+    """
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, entry in enumerate(entries):
+        places.setdefault((entry.video, entry.start, entry.end, entry.stream), []).append(place)
+    return {
+        first: replace(entries[first], captions=tuple(c for place in (first, *rest) for c in entries[place].captions))
+        for first, *rest in places.values()
+    }
+
+
+def one_a_clip(entries: Sequence[Entry]) -> list[Entry]:
+    """The clips of ``clips_of`` alone."""
+    return list(clips_of(entries).values())
+
+
+def twins_of(entries: Sequence[Entry]) -> list[int]:
+    """For every entry, the entry whose video is its twin, or -1.
+
+    Raises:
+        ValueError: a twin that no entry, or more than one, has as its video.
+    """
+    places: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        places.setdefault(os.path.abspath(entry.video), []).append(index)  # noqa: PTH100 (normalises "..")
+    twins = []
+    for entry in entries:
+        found = [-1] if entry.twin is None else places.get(os.path.abspath(entry.twin), [])  # noqa: PTH100
+        if len(found) != 1:
+            raise ValueError(
+                f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, found {len(found)}"
+            )
+        twins.append(found[0])
+    return twins
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,15 +46,24 @@ class Mix(Dataset[dict[str, Any]]):
         return sum(map(len, self.sources))
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """An item of one of the data sets."""
-        return self.sources[draw.source][draw.index, draw.epoch] | {"source": draw.source}
+        """An item of one of the data sets, and the ``seconds`` that reading it took."""
+        began = time.perf_counter()
+        item = self.sources[draw.source][draw.index, draw.epoch]
+        return item | {"source": draw.source, "seconds": time.perf_counter() - began}
 
     def collate(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One batch for each data set that the items came from, in the order of the data sets."""
+        """One batch for each data set that the items came from, in the order of the data sets.
+
+        ``source`` says which it is, ``seconds`` how long its items took to read, one after the other.
+        """
         found: dict[int, list[dict[str, Any]]] = {}
         for item in items:
             found.setdefault(item["source"], []).append(item)
-        return [self.sources[source].collate(found[source]) | {"source": source} for source in sorted(found)]
+        return [
+            self.sources[source].collate(found[source])
+            | {"source": source, "seconds": sum(item["seconds"] for item in found[source])}
+            for source in sorted(found)
+        ]
 
 
 class MixSampler(Sampler[list[Draw]]):

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastvivit.data.container import SUFFIXES
+from fastvivit.data.container import IMAGE_SUFFIXES, SUFFIXES
 from fastvivit.data.manifest import Entry, entry_of
 from fastvivit.data.members import index_tar
 
 _VIDEOS = tuple(suffix.lstrip(".") for suffix in SUFFIXES)
-_IMAGES = ("jpeg", "jpg", "png", "webp")
+_IMAGES = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the last ones to be refused by their name
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def read_tars(source: str | os.PathLike[str]) -> list[Entry]:
 
     Naming and grouping are the ``webdataset`` library's: a name up to its first dot is the key, members in a row with
     the same key are a sample. A sample is a clip (``key.mp4`` or another suffix of ``fastvivit.data.container``) or
-    an image (``.jpg``, ``.png``, ``.webp``) with a caption in ``key.json``, or else in ``key.txt``. The JSON object is
+    an image (``.jpg``, ``.png``, ...) with a caption in ``key.json``, or else in ``key.txt``. The JSON object is
     read as a line of a manifest, whose captions may also be called "captions"; it has "start", "end" and any further
     fields. Samples without clip or caption are passed over and counted in a warning.
 

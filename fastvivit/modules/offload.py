@@ -23,7 +23,7 @@ class HostOffload:
     """
 
     def __init__(self) -> None:
-        self._lanes: dict[torch.device, _Lane] = {}
+        self._lanes: dict[torch.device, Lane] = {}
 
     def __reduce__(self) -> tuple:
         # Streams can be neither copied nor pickled, and a copy of a model needs its own.
@@ -39,7 +39,7 @@ class HostOffload:
             return x
         lane = self._lanes.get(x.device)
         if lane is None:
-            lane = self._lanes[x.device] = _CudaLane(x.device) if x.is_cuda else _Lane(x.device)
+            lane = self._lanes[x.device] = _CudaLane(x.device) if x.is_cuda else Lane(x.device)
         return _Moved(x.detach().contiguous(), lane)
 
 
@@ -57,7 +57,7 @@ class _Moved:
         copied: after which ``there`` (on the way out) or ``here`` (on the way back) holds it.
     """
 
-    def __init__(self, x: Tensor, lane: _Lane) -> None:
+    def __init__(self, x: Tensor, lane: Lane) -> None:
         self.here = None
         self.lane, self.there = lane, lane.host(x)
         self.copied = lane.copy(self.there, x)
@@ -99,7 +99,7 @@ def _unpack(packed: Tensor | _Moved) -> Tensor:
     return packed.take() if isinstance(packed, _Moved) else packed
 
 
-class _Lane:
+class Lane:
     """Copies between a CPU's memory and itself, done when they are asked for.
 
     Attributes:
@@ -122,7 +122,7 @@ class _Lane:
         """Keep the work that is queued from here on behind a copy."""
 
 
-class _CudaLane(_Lane):
+class _CudaLane(Lane):
     """Copies on a stream of their own; neither they nor the waits for them stop the host."""
 
     def __init__(self, device: torch.device) -> None:

@@ -59,9 +59,9 @@ def through(layer: Callable[[Tensor], Tensor], cheap: Callable[[Tensor], Tensor]
         rows = _narrow(cheap(x))
     else:
         wide = x.float()
-        with _remade(wide, source.float):
+        with remade(wide, source.float):
             rows = _narrow(cheap(wide))
-    with _remade(rows, again):
+    with remade(rows, again):
         return layer(rows)
 
 
@@ -85,7 +85,7 @@ def _widens(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and autocast_dtype(x) is not None
 
 
-def _remade(tensor: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager:
+def remade(tensor: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager:
     """Within, ``tensor`` is saved for a backward as the function that makes it again."""
     address, shape = tensor.untyped_storage()._cdata, tensor.shape
 

@@ -15,6 +15,7 @@ from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.loop import fit
 from fastvivit.train.memory import MemoryConfig
+from fastvivit.train.shortage import OutOfMemory
 from fastvivit.train.step import NonFiniteLoss
 from fastvivit.train.tables import (
     DataConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "MemoryConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
+    "OutOfMemory",
     "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",

@@ -53,6 +53,7 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     keep_last: int = 3,
+    frozen: dict[str, str] | None = None,
     ranks: Ranks | None = None,
 ) -> Path:
     """Write the checkpoint of ``step``, then remove all but the last ``keep_last``.
@@ -67,6 +68,7 @@ def save_checkpoint(
         optimiser: its optimiser.
         state: anything else, as plain JSON.
         keep_last: how many stay.
+        frozen: hashes of a captioner's frozen models, ``frozen_hashes``, if they are known already.
         ranks: of the run; all of them call this.
 
     Returns:
@@ -84,7 +86,7 @@ def save_checkpoint(
         tensors |= {f"random/{name}" if ranks.alone else f"random/{rank}/{name}": t for name, t in states.items()}
     with written_whole(target) as scratch:
         if isinstance(model, VideoCaptioner):
-            write_layers(model, scratch)
+            write_layers(model, scratch, frozen)
         else:
             write_pretrained(model, scratch, weights)
         save_file(tensors, scratch / TENSORS)
@@ -157,6 +159,9 @@ def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
     for path in (*(run / FOLDER).glob(".step-*"), *run.glob(".language-*"), *run.glob(".model-*")):
         shutil.rmtree(path, ignore_errors=True)
+    for name in (".config.json-*", ".metrics.jsonl-*"):
+        for path in run.glob(name):
+            path.unlink(missing_ok=True)
 
 
 def _random_states() -> dict[str, Tensor]:

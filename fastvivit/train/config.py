@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,19 @@ from fastvivit.train.tables import (
     TuningConfig,
 )
 
-_DUAL = ("contrastive", "images", "image_to_video", "short_to_long")
+DUAL = ("contrastive", "images", "image_to_video", "short_to_long")
 _CAPTIONING = ("video_to_text", "finetune")
-STAGES = (*_DUAL, *_CAPTIONING)
+STAGES = (*DUAL, *_CAPTIONING)
 # Fields that mean something in some stages alone; anything but their default is a mistake in the others.
 _ONLY_IN = {
-    "dim": _DUAL,
-    "loss": _DUAL,
-    "model": _DUAL,
-    "text": _DUAL,
-    "init": _DUAL,
-    "auxiliary": _DUAL,
-    "tuning": _DUAL,
-    "frames": _DUAL,
+    "dim": DUAL,
+    "loss": DUAL,
+    "model": DUAL,
+    "text": DUAL,
+    "init": DUAL,
+    "auxiliary": DUAL,
+    "tuning": DUAL,
+    "frames": DUAL,
     "language": ("video_to_text",),
     "vision": _CAPTIONING,
     "captions": _CAPTIONING,
@@ -124,7 +124,7 @@ class TrainConfig:
         one_of("stage", self.stage, STAGES)
         at_least("", self, 1, "steps", "dim")
         # Contrastively, a clip is learned by telling it from others.
-        at_least("", self, 2 if self.stage in _DUAL else 1, "batch_size")
+        at_least("", self, 2 if self.stage in DUAL else 1, "batch_size")
         at_least("", self, 0, "seed")
         for declared in fields(self):
             stages = _ONLY_IN.get(declared.name, STAGES)
@@ -169,6 +169,14 @@ class TrainConfig:
     def sources(self) -> tuple[SourceConfig, ...]:
         """What is trained on: ``data.sources``, or ``data.train`` as the only one."""
         return self.data.sources or (SourceConfig(path=self.data.train, batch=self.batch_size),)
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        """The mask of each source."""
+        return tuple(
+            self.mask if source.mask_ratio is None else replace(self.mask, ratio=source.mask_ratio)
+            for source in self.sources
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; infinity becomes the string "inf", which JSON lacks."""

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
+from fastvivit._folders import file_written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import frozen_hashes
 from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
 from fastvivit.data.seeds import sample_seed
@@ -33,12 +36,15 @@ from fastvivit.train.checkpoint import (
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
 from fastvivit.train.journal import Journal, Silence
+from fastvivit.train.meter import Meter
 from fastvivit.train.optimiser import make_optimiser, widen_masters
 from fastvivit.train.parallel import spread
 from fastvivit.train.ranks import Ranks, joined
 from fastvivit.train.report import write_report
+from fastvivit.train.shortage import shortages_explained
 from fastvivit.train.stages import Stage, make_stage
 from fastvivit.train.stages.base import Scored
+from fastvivit.train.starvation import Starvation, usable_cores
 from fastvivit.train.step import train_step
 
 
@@ -72,6 +78,7 @@ def fit(
     Raises:
         ValueError: a folder that holds a run already (without ``resume``), or one with other settings; bad
             data.
+        OutOfMemory: a step needed more memory than there is; the message says what to turn.
         NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
@@ -118,6 +125,7 @@ def _fit(
                 steps=config.steps,
                 log_every=config.run.log_every,
                 tensorboard=config.run.tensorboard,
+                headline=stage.headline,
                 quiet=quiet,
                 name=name,
             )
@@ -131,6 +139,8 @@ def _fit(
             model=model,
             optimiser=optimiser,
             journal=journal,
+            meter=Meter(stage, model, device),
+            starvation=Starvation(config.data.workers, usable_cores()),
             step=step,
             broken=broken,
         )
@@ -147,7 +157,11 @@ def _fit(
 
 @dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run; ``broken`` holds the files that could not be read, by source and entry."""
+    """The moving parts of a run.
+
+    ``broken`` holds the files that could not be read, by source and entry; ``frozen`` the hashes of a captioner's
+    frozen models.
+    """
 
     stage: Stage
     out: Path
@@ -156,8 +170,11 @@ class _Run:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     journal: Journal | Silence
+    meter: Meter
+    starvation: Starvation
     step: int
     broken: dict[tuple[int, int], Failure]
+    frozen: dict[str, str] | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -173,11 +190,13 @@ class _Run:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
         self._note_broken(0, self.stage.failures)
         if self.step == self.config.steps:
-            return self.stage.evaluate(self.model, last=True)  # resumed after its last step
+            return self._evaluate(last=True)  # resumed after its last step
         with _interrupts() as interrupted:
             began = time.monotonic()
             for batches in _loader(self.stage, self.sampler, self.device):
                 waited = time.monotonic() - began
+                with self._shortages("the first step"):
+                    began += self.meter.prepare(batches)
                 evaluation = self._take(batches, began, waited)
                 last = self.step == self.config.steps
                 stopped = bool(self.ranks.largest([len(interrupted)])[0])
@@ -199,21 +218,30 @@ class _Run:
             for found in self.ranks.gather([(batch["source"], batch["failures"]) for batch in batches]):
                 for source, failures in found:
                     self._note_broken(source, failures)
-        values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
+        with self._shortages(f"step {self.step + 1}"):
+            values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
-        seconds = time.monotonic() - began
-        row |= {"broken": len(self.broken), "seconds": seconds, "data_wait": waited / seconds}
-        row["clips_per_second"] = sum(len(batch["caption"]) for batch in batches) * self.ranks.size / seconds
+        row |= {"broken": len(self.broken)} | self.meter.row(batches, time.monotonic() - began, waited)
         every = config.run.eval_every
         last = self.step == config.steps
         due = last or (every and self.step % every == 0)
-        evaluation = self.stage.evaluate(self.model, last=last) if due else None
+        evaluation = self._evaluate(last=last) if due else None
         if evaluation is not None:
             row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
         self.journal.step(row)
+        hungry = self.starvation.note(row)
+        if hungry is not None:
+            self.journal.say(hungry)
         return evaluation
+
+    def _evaluate(self, *, last: bool) -> Scored | None:
+        with self._shortages("evaluation"):
+            return self.stage.evaluate(self.model, last=last)
+
+    def _shortages(self, what: str) -> AbstractContextManager[None]:
+        return shortages_explained(what, self.config, self.device, self.out)
 
     def _note_broken(self, source: int, failures: Sequence[Failure]) -> None:
         self.stage.sources[source].record_failures(failures)
@@ -229,8 +257,19 @@ class _Run:
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
-        keep = self.config.run.keep_last
-        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=keep, ranks=self.ranks)
+        self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
+        if self.frozen is None and isinstance(self.model, VideoCaptioner):
+            self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
+        save_checkpoint(
+            self.out,
+            self.step,
+            self.model,
+            self.optimiser,
+            state,
+            keep_last=self.config.run.keep_last,
+            frozen=self.frozen,
+            ranks=self.ranks,
+        )
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -256,10 +295,8 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{CONFIG}"
-    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     remove_scratch(out)
     return latest_checkpoint(out)
 

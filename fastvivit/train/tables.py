@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastvivit.train.checks import above, at_least, one_of
 
-_STRATEGIES = ("random", "tube", "frame")
+_STRATEGIES = ("random", "tube", "frame", "grouped")
 _METHODS = ("all", "last_layers", "adapters", "lora", "temporal")
 _EXTEND = ("interpolate", "repeat", "tile")
 _INFLATE = ("average", "central")
@@ -100,15 +100,19 @@ class SourceConfig:
         path: a manifest of clips or of images, or packed shards.
         batch: its samples of every step. They are told from each other alone, not from those of other sources.
         weight: of its loss: a step's is the weighted mean.
+        mask_ratio: share of the tokens that its samples lose; None is the run's ``mask.ratio``.
     """
 
     path: str
     batch: int
     weight: float = 1.0
+    mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
         at_least("data.sources", self, 1, "batch")
         above("data.sources", self, 0, "weight")
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"data.sources.mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,8 @@ class MaskConfig:
 
     Attributes:
         ratio: share to drop, 0 <= ratio < 1.
-        strategy: "random", "tube" or "frame", as in ``F.random_keep``.
+        strategy: "random", "tube" or "frame", as in ``F.random_keep``; of packed shards also "grouped", random groups
+            of places of which exactly the kept share is read from the disk (``fastvivit.data.shards``).
     """
 
     ratio: float = 0.75

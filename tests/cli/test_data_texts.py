@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +149,19 @@ def test_mistakes_are_one_line(call, here):
     ):
         code, _, told = call("data", *command)
         assert code == 2 and told.startswith(f"fastvivit data: {message}"), told
+
+
+def test_the_example_of_the_page(call, here):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    (module,) = re.findall(r"```python\n# my_models.py\n(.*?)```", page, re.DOTALL)
+    (here / "my_models.py").write_text(module)
+    (here / "SPEECH").mkdir()
+    (here / "SPEECH" / "v40.txt").write_text(SPEECH)
+    commands = re.findall(r"^fastvivit (data (?:caption|transcripts) .*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        code, _, told = call(*command.replace("MANIFEST", "m.jsonl").split())
+        assert code == 0, told
+    sys.modules.pop("my_models", None)
+    assert read_manifest("captioned.jsonl")[1].captions == ("what the image shows",)
+    assert read_manifest("summaries.jsonl")[0].captions == ("what is done in the video",)

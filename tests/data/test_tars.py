@@ -8,15 +8,25 @@ import logging
 import os
 import random
 import shutil
+import sys
 import tarfile
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fastvivit.data import ClipDataset, EpochSampler, VideoError, collate, probe, read_clip, read_manifest
+from fastvivit.data import (
+    ClipDataset,
+    EpochSampler,
+    VideoError,
+    collate,
+    probe,
+    read_clip,
+    read_image,
+    read_manifest,
+    write_image,
+)
 from fastvivit.data import members as members_module
-from fastvivit.data.images import read_image
 from fastvivit.data.members import file_stamp, index_tar, open_file
 
 TIMES = [i / 10 for i in range(12)]
@@ -147,6 +157,21 @@ def test_images_are_the_same_out_of_a_tar_and_out_of_memory(av, tmp_path, suffix
     assert wanted.float().std() > 10
     assert torch.equal(read_image(tar / file.name, 32), wanted)
     assert torch.equal(read_image(io.BytesIO(file.read_bytes()), 32), wanted)
+
+
+def test_samples_of_images(clips, tmp_path):
+    files, images = {}, [torch.randint(256, (40, 60, 3), dtype=torch.uint8).numpy() for _ in range(3)]
+    for key, pixels in enumerate(images):
+        file = write_image(tmp_path / f"{key}.png", pixels)
+        files |= {file.name: file.read_bytes(), f"{key}.txt": f"image {key}".encode()}
+    dataset = ClipDataset(pack(tmp_path / "a.tar", files), frames=4, size=32)
+    for key in range(3):
+        item = dataset[key]
+        assert torch.equal(item["video"], read_image(tmp_path / f"{key}.png", 32)) and item["caption"] == f"image {key}"
+    # A picture beside a video is its thumbnail.
+    video = (clips / "clip0.mp4").read_bytes()
+    (entry,) = read_manifest(pack(tmp_path / "b.tar", {"a.png": files["0.png"], "a.mp4": video, "a.txt": b"a"}))
+    assert (entry.kind, entry.video.name) == ("video", "a.mp4")
 
 
 @pytest.mark.parametrize("codec,suffix", [("libx264", "mkv"), ("mpeg4", "avi"), ("libvpx", "webm")])
@@ -299,3 +324,14 @@ def test_a_file_object_must_seek():
         read_clip(b"no path", 1)
     with pytest.raises(VideoError, match="a BytesIO is empty"):
         probe(io.BytesIO())
+
+
+def test_without_the_library_the_message_says_how_to_get_it(tmp_path, monkeypatch):
+    tar = pack(tmp_path / "a.tar", {"a.mp4": b"1", "a.txt": b"a"})
+    for name in ("webdataset", "webdataset.tariterators"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source in (tar, tmp_path):
+        with pytest.raises(ImportError, match=r"tar shards needs webdataset .*pip install fastvivit\[train\]"):
+            read_manifest(source)
+    with open_file(tar / "a.txt") as member:  # a manifest that names members needs no library
+        assert member.read() == b"a"

@@ -190,13 +190,14 @@ video, text = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=to
 whole = [t.clone().requires_grad_() for t in (video, text)]
 F.nce_loss(*whole, 5.0).backward()
 mine = slice(3 * rank, 3 * rank + 3)
-part = [t[mine].clone().requires_grad_() for t in (video, text)]
-loss = F.nce_loss(*part, 5.0, gather=True)
-loss.backward()
-for p, w in zip(part, whole):
-    torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
-total = loss.detach().clone(); dist.all_reduce(total)
-torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
+for chunk in (None, 2):
+    part = [t[mine].clone().requires_grad_() for t in (video, text)]
+    loss = F.nce_loss(*part, 5.0, gather=True, chunk=chunk)
+    loss.backward()
+    for p, w in zip(part, whole):
+        torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
+    total = loss.detach().clone(); dist.all_reduce(total)
+    torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
 dist.barrier()
 dist.destroy_process_group()
 sys.stdout.write("same"), sys.stdout.flush()

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastvivit as fv
 import fastvivit.functional as F
-from benchmarks.accounting import saved_storages
+from benchmarks.accounting import Ledger, saved_storages
 from fastvivit.modules import offload
 from fastvivit.modules.block import Block
 from fastvivit.modules.mlp import ACTIVATIONS
@@ -112,18 +112,20 @@ def test_a_graph_may_be_walked_twice(small):
 
 
 def bytes_of_a_block(policy, config):
-    """What the forward of one more block leaves for the backward, beyond weights."""
+    """What the forward of one more block leaves for the backward, beyond weights: what is alive, whoever holds it."""
     torch.manual_seed(0)
-    kept = []
+    kept, noted = [], []
     for depth in (2, 3):
         enc = fv.ViViT(config.replace(depth=depth)).train()
         if policy != "off":
             enc.set_grad_checkpointing(True, policy)
-        video = clips()
-        with saved_storages([*enc.parameters(), video]) as saved:
-            out = enc(video).pooled
-        kept.append(sum(saved.values()))
+        known = [*enc.parameters(), clips()]
+        with Ledger(known, {}) as ledger, saved_storages(known) as saved:
+            out = enc(known[-1]).pooled
+        kept.append(ledger.now)
+        noted.append(sum(saved.values()))
         del out
+    assert noted[1] - noted[0] == kept[1] - kept[0]
     return kept[1] - kept[0]
 
 
@@ -183,14 +185,15 @@ def test_what_a_norm_widens_for_itself_is_not_kept(monkeypatch):
         x = torch.randn(40, 32).to(torch.bfloat16).requires_grad_()
         layer.zero_grad()
         norm.zero_grad()
-        with saved_storages([*layer.parameters(), *norm.parameters(), x]) as saved, torch.autocast("cpu"):
+        with Ledger([*layer.parameters(), *norm.parameters(), x], {}) as ledger, torch.autocast("cpu"):
             out = through(layer, norm, x) if again else layer(norm(x))
+        alive = ledger.now
         assert (seen[0]() is None) == again
         grads = torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters(), *norm.parameters()])
-        found.append(([out, *grads], set(saved.values())))
+        found.append(([out, *grads], alive))
     (want, kept), (got, left) = found
-    rows = {40 * 32 * 4, 40 * 32 * 2}  # float32 input of the norm, bfloat16 of the layer
-    assert same(got, want) and kept >= rows and not left & rows
+    # Input of the norm in float32, of the layer in bfloat16.
+    assert same(got, want) and kept - left == 40 * 32 * (4 + 2)
 
 
 @pytest.mark.parametrize("policy", ["selective", "full"])

@@ -191,6 +191,18 @@ def test_slices_stack_and_travel():
         fv.Tubelets.stack([whole, fv.Tubelets.from_clips(clips(1, 4), None, (2, 16, 16))])
 
 
+def test_loaders_pin_both_parts_in_the_same_layout(monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    tubelets = fv.Tubelets.from_clips(clips(2), F.random_keep(2, 48, 0.5), (2, 16, 16))
+    found = pin_memory({"video": tubelets, "caption": ["a", "b"]})["video"]
+    assert pinned[0] is tubelets.pixels and pinned[1] is tubelets.ids and len(pinned) == 2
+    assert torch.equal(found.pixels, tubelets.pixels) and found.pixels.movedim(1, -1).is_contiguous()
+    assert torch.equal(found.keep, tubelets.keep)
+
+
 def test_whole_model_takes_them():
     model = dual()
     config = model.video.config

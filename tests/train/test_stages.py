@@ -7,6 +7,8 @@ import torch
 
 import fastvivit as fv
 import fastvivit.functional as F
+from fastvivit.data import DigitsConfig, write_stills
+from fastvivit.data.shards import pack
 from fastvivit.models import ViViTConfig
 from fastvivit.train import SourceConfig, TrainConfig, fit, read_metrics
 from fastvivit.train.presets import TABLE_4
@@ -46,6 +48,11 @@ def long(config, short):
         optimiser={"lr": 1e-3},
         run=config.run,
     )
+
+
+@pytest.fixture(scope="module")
+def stills(digits, tmp_path_factory):
+    return write_stills(tmp_path_factory.mktemp("stills"), 12, seed=0, config=DigitsConfig(size=32, digit=16, step=8))
 
 
 def test_presets_are_the_papers():
@@ -150,6 +157,82 @@ def test_image_to_video_from_another_librarys_encoder(config, tmp_path, change):
     assert torch.equal(begun.embed.weight, inflated)
     slots = begun.embed.pos.unflatten(0, (4, -1))
     assert (slots[1] - slots[0]).std(0).max() < 1e-6 < (slots[1] - slots[0]).abs().max()  # an offset a slot: time_std
+
+
+def test_images_then_image_to_video_then_longer(config, digits, stills, tmp_path, change):
+    """The paper's chain: images alone, images beside clips, longer clips; each starts from the folder before."""
+    train, heldout = digits
+    images = change(
+        config,
+        stage="images",
+        batch_size=8,
+        steps=6,
+        data={"train": str(stills), "heldout": str(stills), "pair_twins": False},
+        mask={"ratio": 0.0},
+    )
+    first = fit(images, tmp_path / "images", quiet=True)
+    alone = fv.load_pretrained(first / "model")
+    assert {"eval_t2v_r1", "eval_clips"} <= read_metrics(first)[-1].keys()
+    torch.manual_seed(images.seed)
+    begun = make_stage(images).build(tmp_path)
+    assert torch.equal(alone.video.embed.weight, begun.video.embed.weight)  # no clip has been seen
+    assert not torch.equal(alone.video.image.weight, begun.video.image.weight)
+    sources = (
+        SourceConfig(path=str(train), batch=6),
+        SourceConfig(path=str(stills), batch=4, weight=0.2, mask_ratio=0.0),
+    )
+    both = change(
+        config,
+        stage="image_to_video",
+        model=None,
+        start=str(first),
+        batch_size=10,
+        steps=4,
+        data={"train": None, "sources": sources},
+        mask={"strategy": "tube"},
+    )
+    begun = make_stage(both).build(tmp_path).video
+    assert torch.equal(begun.embed.weight, F.inflate(alone.video.image.weight, 2))
+    second = fit(both, tmp_path / "both", quiet=True)
+    after, rows = fv.load_pretrained(second / "model").video, read_metrics(second)
+    assert not torch.equal(after.embed.weight, begun.embed.weight)
+    assert not torch.equal(after.image.weight, begun.image.weight)
+    for row in rows:
+        assert row["loss"] == pytest.approx((row["loss_0"] + 0.2 * row["loss_1"]) / 1.2, rel=1e-5)
+    longer = change(
+        both,
+        stage="short_to_long",
+        start=str(second),
+        frames=16,
+        batch_size=6,
+        data={"train": str(train), "sources": ()},
+        tuning=TuningConfig(method="last_layers", layers=1),
+    )
+    third = fv.load_pretrained(fit(longer, tmp_path / "longer", quiet=True) / "model").video
+    assert third.config.frames == 16 and torch.equal(third.image.weight, after.image.weight)
+
+
+def test_packed_shards_are_the_same_run(config, digits, tmp_path, change):
+    """From shards, under the same masks: the same losses to the bit."""
+    shards = {}
+    for name, manifest in zip(("train", "heldout"), digits, strict=True):
+        shards[name] = str(tmp_path / name)
+        pack(manifest, shards[name], frames=8, fps=8.0, size=32)
+    decoded = fit(change(config, data={"pair_twins": False}), tmp_path / "decoded", quiet=True)
+    packed = fit(change(config, data=shards | {"pair_twins": False}), tmp_path / "packed", quiet=True)
+    same(decoded, packed)
+    grouped = change(config, data=shards | {"pair_twins": False}, mask={"strategy": "grouped"}, memory={"chunk": 4})
+    assert read_metrics(fit(grouped, tmp_path / "grouped", quiet=True))[-1]["eval_clips"] == 8
+    for changes, words in (
+        ({"mask": {"strategy": "grouped"}}, "mask.strategy: wanted packed shards for 'grouped', got"),
+        ({"data": shards | {"fps": 4.0}}, "data.fps: wanted the 8 that .* was packed at, got 4"),
+        (
+            {"data": shards, "model": config.model.replace(frames=4)},
+            r"data: wanted shards packed with the encoder's frames, size, \(4, 32, 32\), got \(8, 32, 32\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_stage(change(config, **changes))
 
 
 def test_two_sources_are_told_apart_each_alone(config, digits, change):

@@ -26,6 +26,8 @@ _STRATEGIES = ("grouped", "random", "tube", "frame")
 class PackedDataset(ClipDataset):
     """A ``ClipDataset`` out of packed shards, whose items have the kept ``Tubelets`` of one clip as their ``video``.
 
+    Images are packed and masked patch by patch in the same way.
+
     Masks, captions and seeds are those of a ``ClipDataset`` of the same entries; only the kept tubelets are read. With
     a strategy of ``F.random_keep`` the ids are those that the training loop draws from the item's ``mask_seed``.
 
@@ -58,7 +60,9 @@ class PackedDataset(ClipDataset):
             raise ValueError(f"strategy: wanted one of {', '.join(map(repr, _STRATEGIES))}, got {strategy!r}")
         found = read_pack(Path(folder))
         shape = found.layout.shape
-        super().__init__(found.entries, frames=shape[0], fps=found.fps, size=shape[1:], seed=seed)
+        # An image is a clip of one picture, whose rate nobody asks for.
+        look = {"frames": shape[-3] if len(shape) == 3 else 1, "fps": found.fps or 1.0, "size": shape[-2:]}
+        super().__init__(found.entries, **look, seed=seed)
         self.layout, self.mask_ratio, self.strategy = found.layout, mask_ratio, strategy
         # As one array: a list of a million places would be copied into every worker, touch by touch.
         self._places = np.array([(place.shard, place.row, place.entry) for place in found.places], np.int64)
@@ -83,7 +87,7 @@ class PackedDataset(ClipDataset):
         return self._tubelets(shard, row, storage_order(entry, tokens), keep)
 
     def clip(self, index: int) -> Tensor:
-        """The whole clip of an entry, uint8 (C, T, H, W), as ``read_clip`` gave it."""
+        """The whole clip of an entry, uint8 (C, T, H, W), as ``read_clip`` gave it; of an image (C, H, W)."""
         pixels = self.tubelets(index).pixels.movedim(1, -1)
         axes = len(self.layout.tubelet)
         blocks = pixels.unflatten(0, self.layout.grid)

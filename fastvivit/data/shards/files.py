@@ -144,6 +144,9 @@ def read_pack(folder: Path) -> Pack:
             got = "no such file" if length is None else f"{length}: it is damaged, pack again"
             raise ValueError(f"{found}: wanted {shard.bytes} bytes, got {got}")
     entries, places = _entries(folder / ENTRIES, shards)
+    kind = "image" if fps is None else "video"
+    if len(layout.shape) != (2 if fps is None else 3) or any(entry.kind != kind for entry in entries):
+        raise ValueError(f"{file}: wanted clips, with a shape of three axes and fps, or images with neither, got both")
     return Pack(folder=folder, layout=layout, fps=fps, source=source, shards=shards, entries=entries, places=places)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.container import VideoError
-from fastvivit.data.dataset import Failure, read_entry
+from fastvivit.data.dataset import Failure
 from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.shards.decode import Read, decoding
 from fastvivit.data.shards.files import QUARANTINE, Pack, Place, is_pack, read_pack, write_pack
 from fastvivit.data.shards.job import Part, Written, clean, finished, parts_of, source_hash, working, write_part
 from fastvivit.data.shards.layout import Layout, layout_of, storage_order
@@ -54,9 +55,10 @@ def pack(
     tubelet: Sequence[int] = (2, 16, 16),
     shard_size: int = 10**9,
     workers: int = 1,
+    deadline: float | None = 60.0,
     progress: Callable[[int], object] | None = None,
 ) -> PackResult:
-    """Decode every clip of a manifest into shards of bytes, of which a masked step reads the kept tubelets alone.
+    """Decode every clip, or image, of a manifest into shards, of which a masked step reads the kept tubelets alone.
 
     The folder is a pack when it has an index, which comes last. Killed at any instant, the same call goes on with the
     shard it was writing. What can't be decoded is left out, with its reason.
@@ -64,19 +66,22 @@ def pack(
     Args:
         source: the path of a manifest, or its entries.
         out: the folder.
-        frames: pictures a clip; shorter clips repeat their last one.
-        fps: pictures per second.
+        frames: pictures a clip; shorter clips repeat their last one. Not used of images.
+        fps: pictures per second. Not used of images.
         size: pixels of the square, or ``(h, w)``.
-        tubelet: of the encoder that will read them, (t, h, w).
+        tubelet: of the encoder that will read them, (t, h, w); of images the last two, their patches.
         shard_size: bytes of a shard at most, though one clip at least.
         workers: clips decoded at a time.
+        deadline: seconds for one clip, which a process of its own decodes: a file that hangs or crashes it is left out.
+            None decodes in this process.
         progress: called with the number of entries done since the last call.
 
     Returns:
         What is there now; of a folder that is complete already, without reading any clip.
 
     Raises:
-        ValueError: an argument outside its range, a bad manifest, a folder of another pack, no clip that can be read.
+        ValueError: an argument outside its range, a bad manifest, clips beside images, a folder of another pack,
+            nothing that can be read.
     """
     check_clip(frames, fps, size, 0.0, None, None)
     if shard_size < 1 or workers < 1:
@@ -84,22 +89,26 @@ def pack(
     entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
     if not entries:
         raise ValueError("source: wanted at least one entry, got none")
-    folder, layout = Path(out), layout_of(frames, size, tubelet)
+    if len({entry.kind for entry in entries}) > 1:
+        raise ValueError("source: wanted clips or images, got both; pack them into two folders")
+    folder, still = Path(out), entries[0].kind == "image"
+    layout = layout_of(None, size, tuple(tubelet)[-2:]) if still else layout_of(frames, size, tubelet)
+    rate = None if still else fps
     parts = parts_of(len(entries), layout, shard_size)
-    digest = source_hash(entries, layout, fps, len(parts[0].entries))
+    digest = source_hash(entries, layout, rate, len(parts[0].entries))
     if is_pack(folder):
         complete = _same(folder, digest)
         clean(folder)
         return _result(complete)
-    with working(folder, digest) as work:
+    with decoding(deadline, workers) as decode, working(folder, digest) as work:
         done = {part.number: written for part in parts if (written := finished(work, part)) is not None}
         _tell(progress, sum(len(part.entries) for part in parts if part.number in done))
         todo = [part for part in parts if part.number not in done]
-        read = lambda place: _packed(entries[place], place, layout, frames, fps, size)
+        read = lambda place: _packed(decode, entries[place], place, layout, frames, fps, size)
         for part, written in _written(work, todo, read, workers):
             done[part.number] = written
             _tell(progress, len(part.entries))
-        made = _pack(folder, layout, fps, digest, entries, [done[part.number] for part in parts])
+        made = _pack(folder, layout, rate, digest, entries, [done[part.number] for part in parts])
         _quarantine(folder, entries, list(done.values()))
         write_pack(made)
         clean(folder)
@@ -133,23 +142,21 @@ def check(folder: str | os.PathLike[str], *, progress: Callable[[int], object] |
 
 
 def _packed(
-    entry: Entry, place: int, layout: Layout, frames: int, fps: float, size: int | tuple[int, int]
+    decode: Read, entry: Entry, place: int, layout: Layout, frames: int, fps: float, size: int | tuple[int, int]
 ) -> np.ndarray | str:
     """A clip as it is stored, or why it can't be read."""
     try:
-        return arrange(read_entry(entry, frames, fps, size), layout, place)
+        return arrange(decode(entry, frames, fps, size), layout, place)
     except (VideoError, OSError) as error:
         return str(error)
 
 
 def arrange(clip: Tensor, layout: Layout, entry: int) -> np.ndarray:
-    """The bytes (clip bytes,) of a clip (C, T, H, W) as they are stored."""
+    """The bytes (clip bytes,) of a clip (C, T, H, W), or an image (C, H, W), as they are stored."""
     whole = Tubelets.from_clips(clip.unsqueeze(0), None, layout.tubelet).pixels.movedim(1, -1)
-    rows = whole.reshape(layout.groups, layout.group, -1).flatten(0, 1).numpy()
+    rows = whole.flatten(1).numpy()[storage_order(entry, layout.tokens)]
     stored = np.zeros((layout.groups, layout.group_bytes), np.uint8)
-    filled = stored[:, : layout.group * layout.tubelet_bytes].reshape(layout.groups, layout.group, -1)
-    assert np.shares_memory(filled, stored)
-    filled[:] = rows[storage_order(entry, layout.tokens)].reshape(filled.shape)
+    stored[:, : layout.group * layout.tubelet_bytes] = rows.reshape(layout.groups, -1)
     return stored.reshape(-1)
 
 

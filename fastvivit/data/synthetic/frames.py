@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastvivit.data.container import VideoError
+from fastvivit.data.images import read_image
 from fastvivit.data.manifest import Entry
 from fastvivit.data.members import file_stamp
 from fastvivit.data.synthetic.ledger import Ledger, key_of
@@ -42,7 +43,7 @@ def caption_frames(
     The paper (appendix B) captions VideoCC3M, at 10 FPS and about 10 seconds a clip, by an image captioner: "we
     roughly sample the center frame [...] i.e. selecting the 50th frame, and if this fails, selecting the 25th frame,
     or if this fails, the 0th frame". Frame n is the picture on screen n / fps seconds after the clip begins; it
-    fails where the clip has ended by then, or can't be decoded so far.
+    fails where the clip has ended by then, or can't be decoded so far. An image is described as it is.
 
     Args:
         source: a manifest or tar shards by their path, or entries; paths of videos where there are no captions yet.
@@ -60,8 +61,8 @@ def caption_frames(
         advance: called with 1 after each clip.
 
     Returns:
-        Entries with ``extra["text_source"]`` = ``{"kind": "frame caption", "frame": 50, "seconds": 5.0, "by": name}``;
-        and what was dropped: "broken clip", "empty caption".
+        Entries with ``extra["text_source"]`` = ``{"kind": "frame caption", "frame": 50, "seconds": 5.0, "by": name}``,
+        of images ``{"kind": "image caption", "by": name}``; and what was dropped: "broken clip", "empty caption".
 
     Raises:
         ValueError: an argument outside its range, a bad manifest, or captions that are no B strings.
@@ -126,16 +127,19 @@ def _result(
         row = kept.get(keys[index])
         text, frame = " ".join(row["text"].split()), row["frame"]
         if not text:
-            dropped.append(Dropped(index, str(video_of(item)), "empty caption", f"of frame {frame}"))
+            dropped.append(Dropped(index, str(video_of(item)), "empty caption", "the captioner said nothing"))
             continue
-        about = {"kind": "frame caption", "frame": frame, "seconds": frame / fps, "by": by}
+        about: dict[str, Any] = {"kind": "image caption"}
+        if frame is not None:
+            about = {"kind": "frame caption", "frame": frame, "seconds": frame / fps}
+        about["by"] = by
         entries.append(with_text(item, text, about, keep_captions=keep_captions))
     return NewTexts(entries=entries, dropped=tuple(dropped))
 
 
 def _content(item: Entry | Path) -> list[Any]:
     video = video_of(item)
-    part = [item.start, item.end, item.stream] if isinstance(item, Entry) else [0.0, None, None]
+    part = [item.start, item.end, item.stream, item.kind] if isinstance(item, Entry) else [0.0, None, None, "video"]
     return [str(video.absolute()), *file_stamp(video), *part]
 
 
@@ -148,7 +152,7 @@ def _checked(texts: Sequence[str], count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Still:
-    frame: int
+    frame: int | None  # None: the clip is an image
     image: Tensor  # (3, H, W)
 
 
@@ -171,14 +175,17 @@ class _Stills(Dataset[Any]):
 
     def __getitem__(self, place: int) -> _Still | str:
         item, reason = self.items[place], ""
-        for frame in self.frames:
+        is_image = isinstance(item, Entry) and item.kind == "image"
+        for frame in (None,) if is_image else self.frames:
             try:
                 return _Still(frame, self._read(item, frame))
             except (VideoError, OSError) as error:
                 reason = str(error)
         return reason
 
-    def _read(self, item: Entry | Path, frame: int) -> Tensor:
+    def _read(self, item: Entry | Path, frame: int | None) -> Tensor:
+        if frame is None:
+            return read_image(video_of(item), self.size)
         if isinstance(item, Path):
             return read_clip(item, 1, self.fps, self.size, frame / self.fps)[:, 0]
         start = item.start + frame / self.fps

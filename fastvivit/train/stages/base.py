@@ -16,6 +16,7 @@ from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
 from fastvivit.train.ranks import Ranks
+from fastvivit.train.sources import open_source
 from fastvivit.train.step import autocast
 
 
@@ -41,24 +42,25 @@ class Stage(ABC):
             them.
         heldout: samples to score, or None.
         failures: broken files of the first source that are known before the first step.
+        headline: the held-out score by which steps are compared, and whether more of it is better.
         ranks: the processes of the run; ``fit`` sets it.
         spreads: whether several processes can share a step, each with its part of every batch.
     """
 
+    headline: tuple[str, bool] = ("loss", False)
     spreads = False
 
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
         self.config, self.ranks = config, Ranks()
         self.failures: list[Failure] = []
-        clip = {"frames": encoder.frames, "fps": config.data.fps, "size": encoder.size}
         # A mask must not be the same for every source's first sample, so each has a seed of its own.
         self.sources = [
-            ClipDataset(source.path, seed=config.seed + number, cache=config.data.cache, **clip)
-            for number, source in enumerate(config.sources)
+            open_source(source.path, config.data, encoder, seed=config.seed + number, mask=mask)
+            for number, (source, mask) in enumerate(zip(config.sources, config.masks, strict=True))
         ]
         self.heldout: ClipDataset | None = None
         if config.data.heldout is not None:
-            self.heldout = ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
+            self.heldout = open_source(config.data.heldout, config.data, encoder, seed=config.seed)
 
     @property
     def captions(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _SEARCHES = 4
 class Contrastive(Stage):
     """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
 
+    headline = ("t2v_r1", True)
     spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
@@ -90,10 +92,10 @@ class Contrastive(Stage):
         for batch in batches:
             video, keep = batch["video"], None
             if not isinstance(video, Tubelets):
-                views = model.video.config.views
-                if _still(video):
-                    views = model.video.image.views((1, *video.shape[2:]))
-                keep = draw_masks(batch["mask_seed"], views, self.config.mask)
+                views, mask = model.video.config.views, self.config.masks[batch["source"]]
+                if _still(video):  # there is one time slot, so that tubes are random and frames are all there is
+                    views, mask = model.video.image.views((1, *video.shape[2:])), replace(mask, strategy="random")
+                keep = draw_masks(batch["mask_seed"], views, mask)
             parts.append(
                 ContrastivePart(
                     video,

@@ -13,6 +13,7 @@ from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.vision import Vision
 from fastvivit.data import ClipDataset, VideoError
 from fastvivit.data.dataset import read_entry
+from fastvivit.data.shards import PackedDataset
 from fastvivit.train.captioner import LANGUAGE, build_captioner, load_start, with_prompt
 from fastvivit.train.captions import CaptionEvaluation, evaluate_captions, see
 from fastvivit.train.config import TrainConfig
@@ -44,8 +45,12 @@ class VideoToText(Stage):
         if video.config.attention == "tubes" and config.mask.strategy != "random":
             raise ValueError(f"mask.strategy: wanted 'random' with tubes, got {config.mask.strategy!r}")
         super().__init__(config, video.config)
-        if self.sources[0].kind != "video":
-            raise ValueError(f"data.train: wanted clips in stage {config.stage!r}, got images")
+        for name, dataset in (("train", self.sources[0]), ("heldout", self.heldout)):
+            if isinstance(dataset, PackedDataset):
+                # Frozen vision is cached, which saves more than reading less.
+                raise ValueError(f"data.{name}: wanted a manifest in stage {config.stage!r}, got packed shards")
+            if dataset is not None and dataset.kind != "video":
+                raise ValueError(f"data.{name}: wanted clips in stage {config.stage!r}, got images")
         self._quiet = True
 
     def build(self, run: Path) -> VideoCaptioner:

@@ -6,13 +6,13 @@ import pytest
 from noise import pixels
 
 from fastvivit.data import Entry, dataset
-from fastvivit.data.shards import packing
+from fastvivit.data.shards import decode
 
 
 @pytest.fixture
 def undecoded(monkeypatch):
     """``read_entry`` is ``pixels``, for data sets and packing alike."""
-    monkeypatch.setattr(packing, "read_entry", pixels)
+    monkeypatch.setattr(decode, "read_entry", pixels)
     monkeypatch.setattr(dataset, "read_entry", lambda entry, *look, **_: pixels(entry, *look))
 
 

@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from noise import LOOK, pixels
 from torch.utils.data import DataLoader
 
 import fastvivit as fv
-from fastvivit.data import ClipDataset, Draw, Mix, PackedDataset, pack, read_clip, write_clip
+from fastvivit.data import ClipDataset, Draw, Mix, PackedDataset, pack, read_clip, read_image, write_clip, write_image
 from fastvivit.data.shards import reader, storage_order
 from fastvivit.train.step import draw_masks
 from fastvivit.train.tables import MaskConfig
@@ -132,6 +133,21 @@ def test_files_that_are_open_are_few_and_travel_to_other_processes(packed, monke
     assert opened() == none
 
 
+def test_images(undecoded, entries, tmp_path, encoder):
+    given = [replace(entry, kind="image", start=0.0) for entry in entries(5)]
+    pack(given, tmp_path / "pack", **LOOK, shard_size=30_000)
+    data = PackedDataset(tmp_path / "pack", mask_ratio=0.75, seed=1)
+    plain = ClipDataset(given, **CLIP, seed=1)
+    assert data.kind == "image" and data.fps == 1.0 and data.layout.shape == (64, 64) and data.entries == given
+    batch, want = (found.collate([found[i, 2] for i in range(5)]) for found in (data, plain))
+    assert batch["caption"] == want["caption"] and torch.equal(batch["mask_seed"], want["mask_seed"])
+    assert batch["video"].keep.shape == (5, 4) and torch.equal(data.clip(3), want["video"][3])
+    tokens = encoder(want["video"], keep=batch["video"].keep).tokens
+    assert torch.equal(encoder(batch["video"]).tokens, tokens)
+    with pytest.raises(ValueError, match="source: wanted clips or images, got both"):
+        pack([given[0], entries(1)[0]], tmp_path / "both", **LOOK)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -156,6 +172,9 @@ def test_real_files_come_back_as_they_are_decoded(tmp_path):
         moving = np.random.default_rng(i).integers(256, size=(20, 40, 56, 3), dtype=np.uint8)
         video = write_clip(tmp_path / f"{i}.mp4", moving, fps=4)
         manifest.append(fv.data.Entry(video=video, captions=("a",), start=i / 2))
+    image = fv.data.Entry(video=write_image(tmp_path / "a.png", moving[0]), captions=("a",), kind="image")
+    pack([image], tmp_path / "images", size=32)
+    assert torch.equal(PackedDataset(tmp_path / "images").clip(0), read_image(image.video, 32))
     pack(manifest, tmp_path / "pack", frames=4, fps=2.0, size=32, tubelet=(2, 8, 8))
     data = PackedDataset(tmp_path / "pack")
     for i, entry in enumerate(manifest):
@@ -191,16 +210,32 @@ class Pages:
         return np.frombuffer(found.raw, np.uint8) & 1 > 0
 
 
+def cold(file):
+    """``Pages`` of a file of which nothing is in the cache; a skip where that can't be had."""
+    pages = Pages(file)
+    pages.drop()
+    if pages.resident().any() or os.sysconf("SC_PAGE_SIZE") != 4096:
+        pytest.skip("this file system keeps its files in memory, or pages are not of 4,096 bytes")
+    return pages
+
+
+def test_nothing_is_read_ahead(undecoded, entries, tmp_path):
+    pack(entries(2), tmp_path / "pack", frames=16, size=128, deadline=None)
+    pages = cold(tmp_path / "pack" / "shard-00000.bin")
+    data = PackedDataset(tmp_path / "pack")
+    first = data.layout.group * 5
+    data.tubelets(1, torch.from_numpy(storage_order(1, 512)[first : first + data.layout.group]).sort().values)
+    begin = (data.layout.clip_bytes + 5 * data.layout.group_bytes) // 4096
+    assert np.flatnonzero(pages.resident()).tolist() == [begin, begin + 1, begin + 2]
+
+
 @pytest.mark.parametrize("strategy", ["grouped", "random"])
 @pytest.mark.parametrize("tubelet", [(2, 16, 16), (2, 8, 16)])
 def test_what_is_read_of_a_cold_file(undecoded, entries, tmp_path, strategy, tubelet):
     """Pages, counted by the kernel. Of whole groups exactly the kept share; of single tubelets most."""
-    given = {"frames": 16, "fps": 1.0, "size": 128, "tubelet": tubelet}
+    given = {"frames": 16, "fps": 1.0, "size": 128, "tubelet": tubelet, "deadline": None}
     pack(entries(4), tmp_path / "pack", **given)
-    pages = Pages(tmp_path / "pack" / "shard-00000.bin")
-    pages.drop()
-    if pages.resident().any() or os.sysconf("SC_PAGE_SIZE") != 4096:
-        pytest.skip("this file system keeps its files in memory, or pages are not of 4,096 bytes")
+    pages = cold(tmp_path / "pack" / "shard-00000.bin")
     data = PackedDataset(tmp_path / "pack", mask_ratio=0.75, strategy=strategy)
     items = [data[i] for i in range(4)]
     found = pages.resident()

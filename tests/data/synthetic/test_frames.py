@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from greys import numbers
+from greys import level, numbers
 
-from fastvivit.data import Entry, read_manifest, write_manifest
+from fastvivit.data import Entry, read_manifest, write_image, write_manifest
 from fastvivit.data.synthetic import caption_frames
 
 RATE = 8  # pictures a second: at 10 FPS frame 50 is picture 40, frame 25 is picture 20
@@ -145,6 +146,15 @@ def test_empty_captions_are_dropped_and_texts_are_one_line(film):
     files = [film(48), film(21)]
     found = caption(files, lambda images: [" a\nline ", " "])
     assert said(found) == [("a line",)] and found.counts == {"empty caption": 1}
+
+
+def test_images_are_seen_as_they_are(film, tmp_path):
+    image = write_image(tmp_path / "a.png", np.full((32, 32, 3), level(7), np.uint8))
+    entries = [Entry(video=image, kind="image", captions=("given",)), Entry(video=film(48), captions=("given",))]
+    found = caption([*entries, Entry(video=tmp_path / "none.png", kind="image", captions=("given",))], Seer(), by="s")
+    assert said(found) == [("picture 7",), ("picture 40",)] and found.counts == {"broken clip": 1}
+    assert found.entries[0].kind == "image"
+    assert found.entries[0].extra == {"text_source": {"kind": "image caption", "by": "s"}}
 
 
 def test_out_of_tars(film, tmp_path):
