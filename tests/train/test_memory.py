@@ -39,7 +39,7 @@ def seen(monkeypatch):
         return call
 
     monkeypatch.setattr(offload, "SMALLEST", 1)
-    monkeypatch.setattr(offload._Lane, "host", counted("moved", offload._Lane.host))
+    monkeypatch.setattr(offload.Lane, "host", counted("moved", offload.Lane.host))
     monkeypatch.setattr(recompute, "checkpoint", counted("checkpoint", recompute.checkpoint))
     monkeypatch.setattr(recompute, "_remade", counted("through", recompute._remade))
     return counts
