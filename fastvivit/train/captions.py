@@ -89,7 +89,7 @@ def evaluate_captions(
     model.eval()
     try:
         with progress(len(own), "held-out clips", "clip", quiet=quiet) as advance:
-            for batch, good in heldout_batches(dataset, batch_size, workers, list(own)):
+            for batch, good in heldout_batches(dataset, batch_size, workers, wanted=list(own)):
                 advance(len(batch["index"]))
                 if not good:
                     continue
