@@ -149,6 +149,8 @@ class GuardedReader:
 
     def _ask(self, what: str, path: str | os.PathLike[str], how: dict[str, Any], size: int) -> Any:
         deadline = math.inf if self.deadline is None else self.deadline
+        if self._child is not None and self._child.process.poll() is not None:
+            self.close()  # it was ended while it was idle, which is not this file's fault
         try:
             if self._child is None:
                 self._child = _Child(self.memory)
