@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .predict import Work
+from fastvivit.planning.devices import Work
 
 
 @dataclass(frozen=True, kw_only=True)

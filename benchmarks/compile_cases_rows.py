@@ -9,9 +9,9 @@ import triton.language as tl
 
 from fastvivit.ops import _rows_triton as rows
 from fastvivit.ops.tubelet_embed import backend_triton, triton_backward, triton_forward
+from fastvivit.planning.devices import Work
 
 from .compile_cases import CLIPS, TOKENS, WIDTH, CompileCase
-from .predict import Work
 
 ARCHES = (80, 90, 100)
 TYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -32,9 +32,10 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from fastvivit.planning.devices import DEVICES, predict  # noqa: E402
+
 from .compile_cases import CompileCase, attention_cases  # noqa: E402
 from .compile_cases_rows import embed_cases, rows_cases  # noqa: E402
-from .predict import DEVICES, predict  # noqa: E402
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TENSOR_MEMORY_LIMIT = 512

@@ -11,7 +11,7 @@ $OUT, where that names a folder), so that a run cut short leaves what it had. A 
     bench     the cases that claims rest on, with peers
     test      the op and module tests on the device
     sanitize  compute-sanitizer's memcheck and racecheck on a few small calls
-    more      the other cases: whole encoders, masking ratios, short clips
+    more      plans beside real steps; the other cases: whole encoders, masking ratios, short clips
 
 ``--dry-run`` goes through the same on a CPU as far as that can: Triton's interpreter, tiny shapes, nothing kept.
 """
@@ -49,6 +49,7 @@ BENCHES = {
     ),
     "more": (
         ("whole encoders", ("encoder/",), False, 60),
+        ("switches that save memory", ("memory/",), False, 120),
         ("models of transformers", ("models/",), False, 60),
         ("captioning", ("caption/", "linear_cross_entropy/"), False, 60),
         ("every masking ratio", MASKED, False, 60),
@@ -94,9 +95,13 @@ def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = 
 def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[Step]:
     run = [*module, "benchmarks.run"]
     if dry:
-        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "models/")
+        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "memory/", "models/")
         words = kernels if stage == "bench" else models
-        return [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
+        made = [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
+        if stage == "more":
+            command = [*module, "benchmarks.plan", "--quick", "--device", "cpu"]
+            made.append(Step(name="more: plans beside real steps", command=command, seconds=120))
+        return made
     kept = ["--save", *save]
     sweep = [*module, "benchmarks.sweep", "--models", "B", "--frames", "16", "128", "--masks", "0", "75"]
     made = [
@@ -108,6 +113,9 @@ def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[
         for name, words, compiled, seconds in BENCHES[stage]
     ]
     if stage == "more":
+        # First: issue and documentation rest on what is planned.
+        command = [*module, "benchmarks.plan", "--device", "cuda", *kept]
+        made.insert(0, Step(name="more: plans beside real steps", command=command, seconds=100))
         # Last, and a part of it: the whole is `make sweep`, in minutes of its own.
         made.append(Step(name="more: every encoder", command=[*sweep, "--measure-under", "1", *kept], seconds=90))
     return made

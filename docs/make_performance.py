@@ -20,7 +20,7 @@ from benchmarks.families.block import block_cases  # noqa: E402
 from benchmarks.families.embed import embed_cases  # noqa: E402
 from benchmarks.families.models import ACCELERATED, ALL  # noqa: E402
 from benchmarks.families.rows import rows_cases  # noqa: E402
-from benchmarks.predict import DEVICES, Work, predict  # noqa: E402
+from fastvivit.planning.devices import DEVICES, Work, predict  # noqa: E402
 
 H100 = DEVICES[90]
 GPU = Options(device="cuda", dtype=torch.bfloat16)

@@ -14,6 +14,7 @@ from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.perceiver import PerceiverResampler
 from fastvivit.modules.pooling import temporal_mean
 from fastvivit.modules.text import TextTower
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import EncoderOutput, ViViT
 from fastvivit.tubes import Tube
 
@@ -26,8 +27,10 @@ __all__ = [
     "EncoderOutput",
     "ImportReport",
     "PerceiverResampler",
+    "Plan",
     "TextTower",
     "Tube",
+    "Tubelets",
     "VideoCaptioner",
     "VideoTextModel",
     "ViViT",
@@ -44,6 +47,7 @@ __all__ = [
     "load_pretrained",
     "metrics",
     "modular",
+    "plan",
     "restore",
     "save_pretrained",
     "temporal_mean",
@@ -58,6 +62,7 @@ _LAZY_NAMES = dict.fromkeys(
 )
 _LAZY_NAMES |= dict.fromkeys(("accelerate", "restore"), "fastvivit.hf.accelerate")
 _LAZY_NAMES |= dict.fromkeys(("VideoCaptioner", "Vision"), "fastvivit.caption")
+_LAZY_NAMES |= {"plan": "fastvivit.planning", "Plan": "fastvivit.planning"}
 _LAZY_NAMES |= {"load_pretrained": "fastvivit.pretrained", "save_pretrained": "fastvivit.pretrained"}
 
 

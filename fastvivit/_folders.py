@@ -16,7 +16,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     What stood there goes only when the new folder is complete. An error leaves it as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make(target.parent)
     scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     scratch.mkdir()  # not tempfile.mkdtemp, whose folders nobody else may read
     try:
@@ -34,7 +34,7 @@ def file_written_whole(target: Path) -> Iterator[Path]:
 
     What stood there goes only then. An error leaves it as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make(target.parent)
     scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         yield scratch
@@ -43,6 +43,14 @@ def file_written_whole(target: Path) -> Iterator[Path]:
         _flush_names(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, their names on the disk: what is in it would else be lost with them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _flush_names(path.parent)
 
 
 def _replace(scratch: Path, target: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from fastvivit._checks import FLOATING, require_ids, require_tensor
+from fastvivit._checks import require_ids, require_tensor
+from fastvivit.losses import nce_loss, sigmoid_loss
 from fastvivit.ops.gather_tokens.api import gather_tokens
 from fastvivit.ops.linear_cross_entropy.api import linear_cross_entropy
 from fastvivit.ops.scatter_tokens.api import scatter_tokens
@@ -29,6 +30,7 @@ __all__ = [
     "resize_positions",
     "scatter_tokens",
     "segment_mean",
+    "sigmoid_loss",
     "tubelet_embed",
     "unpack",
     "varlen_attention",
@@ -99,54 +101,6 @@ def _choose(batch: int, pool: int, kept: int, generator: torch.Generator | None,
     source = {} if generator is None else {"generator": generator}
     noise = torch.rand(batch, pool, device=device, **source)
     return noise.argsort(1)[:, :kept].sort(1).values
-
-
-def nce_loss(video: Tensor, text: Tensor, scale: Tensor | float, *, gather: bool = False) -> Tensor:
-    """Symmetric InfoNCE: ``½ [CE(s · V Tᵀ) + CE(s · T Vᵀ)]`` over L2-normalised rows, row i matching row i.
-
-    The contrastive loss of the paper (section 3.1), as in CLIP (Radford et al. 2021, figure 3). Computed in
-    float32, or float64 where that comes in.
-
-    Args:
-        video: (B, D).
-        text: (B, D).
-        scale: multiplies the cosines: the exponential of CLIP's learned temperature. A number or a 0-d
-            tensor.
-        gather: take negatives from every rank of the default process group, with gradient. Each rank returns
-            the mean over its own rows; averaging gradients over ranks, as DDP does, gives those of one
-            process.
-
-    Returns:
-        0-d loss.
-
-    Raises:
-        ValueError: shapes that differ or are not (B, D), an empty batch.
-    """
-    require_tensor("video", video, (2,))
-    require_tensor("text", text, (2,), FLOATING, video)
-    if video.shape != text.shape or video.shape[0] == 0:
-        raise ValueError(f"text: wanted shape {tuple(video.shape)} like video, and a row, got {tuple(text.shape)}")
-    dtype = torch.float64 if torch.float64 in (video.dtype, text.dtype) else torch.float32
-    # Autocast would take the product of two float32 matrices down to 16 bits.
-    with torch.autocast(video.device.type, enabled=False):
-        video, text = (nnf.normalize(t.to(dtype), dim=-1) for t in (video, text))
-        scale = scale.to(dtype) if isinstance(scale, Tensor) else scale
-        all_video, all_text, first = video, text, 0
-        if gather and torch.distributed.is_available() and torch.distributed.is_initialized():
-            all_video, all_text = _gather_rows(video), _gather_rows(text)
-            first = torch.distributed.get_rank() * video.shape[0]
-        target = torch.arange(first, first + video.shape[0], device=video.device)
-        by_video = nnf.cross_entropy(scale * video @ all_text.T, target)
-        by_text = nnf.cross_entropy(scale * text @ all_video.T, target)
-        return (by_video + by_text) / 2
-
-
-def _gather_rows(rows: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, with gradient."""
-    from torch.distributed._functional_collectives import all_gather_tensor_autograd
-
-    group = list(range(torch.distributed.get_world_size()))
-    return all_gather_tensor_autograd(rows, gather_dim=0, group=group)
 
 
 def resize_positions(

@@ -48,8 +48,11 @@ def save_pretrained(model: Model, folder: str | os.PathLike) -> Path:
     return folder
 
 
-def write_pretrained(model: Model, folder: Path) -> None:
-    """Write the files of ``save_pretrained`` into an existing folder."""
+def write_pretrained(model: Model, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the files of ``save_pretrained`` into an existing folder.
+
+    ``weights`` takes the place of ``own_weights(model)``, where other processes hold parts of them.
+    """
     if isinstance(model, VideoCaptioner):
         _write_captioner(model, folder)
         return
@@ -63,6 +66,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
         }
         if model.auxiliary is not None:
             config["auxiliary"] = asdict(model.auxiliary.config)
+        if model.loss != "infonce":
+            config["loss"] = model.loss
         model.text.model.config.save_pretrained(folder / TEXT)
         model.text.tokenizer.save_pretrained(folder / TEXT)
     elif isinstance(model, ViViT):
@@ -73,7 +78,8 @@ def write_pretrained(model: Model, folder: Path) -> None:
     if encoder.tuning is not None:
         config["tuning"] = encoder.tuning
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _unshared(model).items()}
+    state = own_weights(model) if weights is None else weights
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -103,7 +109,9 @@ def load_pretrained(folder: str | os.PathLike) -> Model:
         auxiliary = config.get("auxiliary", {})
         check_fields(AuxiliaryConfig, auxiliary)
         text = _text_tower(folder / TEXT, **config["text"])
-        model = VideoTextModel(model, text, config["dim"], AuxiliaryConfig(**auxiliary))
+        model = VideoTextModel(
+            model, text, config["dim"], AuxiliaryConfig(**auxiliary), loss=config.get("loss", "infonce")
+        )
     state = load_file(folder / WEIGHTS)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
@@ -118,7 +126,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -
     Raises:
         ValueError: names or shapes that do not fit; ``where`` begins the message.
     """
-    expected = _unshared(model)
+    expected = own_weights(model)
     missing, unused = expected.keys() - state.keys(), state.keys() - expected.keys()
     shaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unused or shaped:
@@ -130,7 +138,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Tensor], where: str) -
     model.load_state_dict(state, strict=False)
 
 
-def _unshared(model: torch.nn.Module) -> dict[str, Tensor]:
+def own_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict without second names of one tensor, which text models with tied embeddings have."""
     found: dict[str, Tensor] = {}
     seen = set()

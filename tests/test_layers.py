@@ -9,18 +9,18 @@ ROOT = Path(__file__).parent.parent / "fastvivit"
 
 # Lowest first. A module may import its own layer and those below; backends load when they run.
 LAYERS = [
-    ("_native", "_autocast", "_backends", "_folders"),
+    ("_native", "_autocast", "_backends", "_folders", "_staging"),
     ("_probe", "_checks", "_operator"),
-    ("ops",),
+    ("ops", "losses"),
     ("functional",),
     ("tokens", "metrics"),
     ("tubes",),
     ("models",),
     ("modules",),
-    ("convert", "tune", "hf", "modular"),
+    ("convert", "tune", "hf", "modular", "_chunks", "contrastive"),
     ("caption",),
     ("pretrained", "data"),
-    ("search", "train", "describe"),
+    ("search", "train", "planning", "describe"),
     ("evaluation",),
     ("cli",),
 ]
@@ -83,7 +83,7 @@ def test_csrc_knows_nothing_of_python_or_torch():
 
 def test_import_needs_torch_only_and_never_triton():
     blocked = {"numpy", "einops", "safetensors", "av", "transformers", "tokenizers", "tyro", "tqdm"}
-    blocked |= {"tensorboard", "matplotlib", "triton", "flash_attn"}
+    blocked |= {"tensorboard", "matplotlib", "triton", "flash_attn", "webdataset"}
     code = (
         "import sys\n"
         "import torch, torch.utils.checkpoint, torch._library.fake_impl\n"  # what torch itself brings

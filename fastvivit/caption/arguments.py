@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastvivit.caption.vision import Vision
+from fastvivit.modules.tubelets import Tubelets
 
 
 def strings(name: str, value: Sequence[str]) -> list[str]:
@@ -16,9 +17,11 @@ def strings(name: str, value: Sequence[str]) -> list[str]:
     return list(value)
 
 
-def count_clips(video: Tensor | Sequence[Tensor] | Vision) -> int:
+def count_clips(video: Tensor | Sequence[Tensor] | Tubelets | Vision) -> int:
     """Clips of a batch; ``ValueError`` for what has no length."""
-    if not isinstance(video, Tensor | Vision | list | tuple) or (isinstance(video, Tensor) and video.dim() == 0):
+    if not isinstance(video, Tensor | Tubelets | Vision | list | tuple) or (
+        isinstance(video, Tensor) and video.dim() == 0
+    ):
         raise ValueError(f"video: wanted clips as ViViT takes them, or a Vision, got {type(video).__name__}")
     return len(video)
 

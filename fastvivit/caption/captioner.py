@@ -25,10 +25,12 @@ from fastvivit.caption.vision import Vision
 from fastvivit.caption.writing import require_options, write
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
+from fastvivit.modules.offload import HostOffload
 from fastvivit.modules.perceiver import PerceiverResampler
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import ViViT
 
-Video = Tensor | Sequence[Tensor] | Vision
+Video = Tensor | Sequence[Tensor] | Tubelets | Vision
 
 
 class VideoCaptioner(nn.Module):
@@ -139,11 +141,16 @@ class VideoCaptioner(nn.Module):
         remove(self.lm, self.insertion)
         return self.lm
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks while training; they are computed again in the backward."""
+    def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
+        """Keep no activations inside blocks while training; they are computed again in the backward.
+
+        That is the language model's blocks, each with its new layer, and the resampler's. With ``offload`` their
+        inputs, which are kept, wait in host memory: see ``HostOffload``.
+        """
         self.insertion.checkpointing = enable
+        self.insertion.offload = HostOffload() if enable and offload else None
         if self.resampler is not None:
-            self.resampler.set_grad_checkpointing(enable)
+            self.resampler.set_grad_checkpointing(enable, offload=offload)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""
@@ -176,7 +183,7 @@ class VideoCaptioner(nn.Module):
     @torch.no_grad()
     def encode_video(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         mask_ratio: float = 0.0,
         *,
         keep: Keep = None,
@@ -197,7 +204,7 @@ class VideoCaptioner(nn.Module):
         """What the language model's new layers see of B clips, with a graph to the resampler.
 
         Args:
-            video: clips, or the ``Vision`` of clips, of which nothing more is dropped.
+            video: clips; or ``Tubelets`` or the ``Vision`` of clips, of which nothing more is dropped.
             mask_ratio: as in ``encode_video``.
             keep: as in ``encode_video``.
             generator: as in ``encode_video``.
@@ -206,6 +213,7 @@ class VideoCaptioner(nn.Module):
             ValueError: as ``ViViT``; a ``Vision`` of another width, on another device, or with ``keep``.
         """
         if not isinstance(video, Vision):
+            mask_ratio = 0.0 if isinstance(video, Tubelets) else mask_ratio
             video = self.encode_video(video, mask_ratio, keep=keep, generator=generator)
         elif keep is not None:
             raise ValueError("keep: wanted None beside a Vision, which has its tokens already, got ids")
@@ -230,8 +238,8 @@ class VideoCaptioner(nn.Module):
         Args:
             video: B clips, or their ``Vision``.
             texts: B captions; the end token after each is learned, too.
-            mask_ratio: share of the clips' tokens to drop, 0.3 as the paper; not used where ``keep`` or a ``Vision``
-                has decided that already.
+            mask_ratio: share of the clips' tokens to drop, 0.3 as the paper; not used where ``keep``,
+                ``Tubelets`` or a ``Vision`` have decided that already.
             prompts: what stands before each caption and is not learned; one for all, or B.
             keep: the tokens to keep instead.
             generator: source of randomness for ``mask_ratio``.

@@ -36,9 +36,14 @@ def settings_of(cap: VideoCaptioner) -> dict[str, Any]:
     return {**cap.settings, "resampler": resampler}
 
 
-def write_layers(cap: VideoCaptioner, folder: Path) -> None:
-    """Write the files of ``save_layers`` into an existing folder."""
-    frozen = {name: fingerprint(model) for name, model in (("video", cap.video), ("lm", cap.lm))}
+def frozen_hashes(cap: VideoCaptioner) -> dict[str, str]:
+    """``fingerprint`` of the frozen models. It reads all their weights: of a large language model, for seconds."""
+    return {name: fingerprint(model) for name, model in (("video", cap.video), ("lm", cap.lm))}
+
+
+def write_layers(cap: VideoCaptioner, folder: Path, frozen: dict[str, str] | None = None) -> None:
+    """Write the files of ``save_layers`` into an existing folder; ``frozen`` are ``frozen_hashes``, if known."""
+    frozen = frozen_hashes(cap) if frozen is None else frozen
     config = {"settings": settings_of(cap), "frozen": frozen}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in cap.trained_state().items()}

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fastvivit.caption.language import find_blocks
 from fastvivit.caption.media import Media
 from fastvivit.hf.patches import replace, replaced, undo
+from fastvivit.modules.offload import HostOffload
+from fastvivit.modules.recompute import checkpointed
 
 
 class Insertion:
@@ -30,12 +31,14 @@ class Insertion:
 
     Attributes:
         checkpointing: compute a block and its new layer again in the backward instead of keeping their activations.
+        offload: what moves the inputs that are kept then to host memory, or None.
         active: whether the layers are in a language model.
     """
 
     def __init__(self, layers: nn.ModuleList, width: int) -> None:
         self.layers, self.width = layers, width
         self.checkpointing, self.active = False, False
+        self.offload: HostOffload | None = None
 
 
 class _Here(threading.local):
@@ -106,5 +109,5 @@ def _block_forward(
 
     wanted = insertion.checkpointing or getattr(block, "gradient_checkpointing", False)
     if wanted and torch.is_grad_enabled() and layer.training:
-        return checkpoint(run, hidden, use_reentrant=False)
+        return checkpointed(run, hidden, offload=insertion.offload)
     return run(hidden)

@@ -13,6 +13,7 @@ COMMANDS = {
     "selftest": "check every op and backend that can run here against float64",
     "bench": "time the kernels beside their strongest peers: JSON lines, plots",
     "demo": "the whole recipe in miniature, on video files that it makes itself",
+    "plan": "what a training step will need and take, and which switches to turn",
     "train": "train a model as a TOML file says; resumable",
     "embed": "encode video files to vectors",
     "search": "find clips by text",
@@ -28,6 +29,8 @@ _EXTRAS = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "bitsandbytes": "lowbit",
+    "webdataset": "train",
 }
 # What a command ends with: right, failed, the user's mistake, Ctrl-C.
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130

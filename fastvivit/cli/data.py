@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastvivit.cli import data_caption, data_pack, data_transcripts
 from fastvivit.data import import_annotations, write_manifest
 from fastvivit.data.imports import DATASETS, ImportResult
 
@@ -115,11 +116,14 @@ def _report(what: str, found: tuple[str, ...]) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "import": (_import, "official annotation files of benchmarks to a manifest"),
+    "pack": (data_pack.run, "clips decoded once, in shards from which masked steps read only what they keep"),
+    "caption": (data_caption.run, "new captions from a frame of each clip, by any captioner"),
+    "transcripts": (data_transcripts.run, "new captions from what is said, by any language model"),
 }
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{what}" for name, (_, what) in _COMMANDS.items()]
+    lines = [f"  {name:<13}{what}" for name, (_, what) in _COMMANDS.items()]
     return (
         "usage: fastvivit data COMMAND ...    (`fastvivit data COMMAND --help` says more)\n\n"
         "Manifests: which clips a data set holds.\n\ncommands:\n" + "\n".join(lines)

@@ -12,15 +12,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastvivit.caption.quiet import no_bars
-from fastvivit.cli.models import load_captioner, load_model
-from fastvivit.data import Entry, read_manifest
+from fastvivit.cli.models import load_captioner, load_chat, load_model
+from fastvivit.data import Entry, one_a_clip, read_manifest
 from fastvivit.evaluation import SETUPS, Aggregated, Asking, Clip, Comparison, Direct, Reading, Selected
 from fastvivit.evaluation import compare as compare_systems
 from fastvivit.evaluation import retrieval as score_retrieval
-from fastvivit.evaluation.clips import one_a_clip
 from fastvivit.evaluation.setups import CHOICE
-from fastvivit.modular import CaptionAggregator, ChatModel, FrameSelector
+from fastvivit.modular import CaptionAggregator, FrameSelector
 from fastvivit.train.progress import progress
 
 _SYSTEMS = ("long", "selector", "aggregator")
@@ -158,7 +156,7 @@ def _systems(options: Evaluate, names: list[str]) -> tuple[dict[str, Any], float
     prompt, prompt_short = (one.prompt if options.prompt is None else options.prompt for one in (known, known_short))
     found: dict[str, Any] = {"long": Direct(captioner, prompt)}
     if options.llm is not None:
-        aggregator = CaptionAggregator(short, _chat(options.llm), options.seconds, prompt=prompt_short)
+        aggregator = CaptionAggregator(short, load_chat(options.llm), options.seconds, prompt=prompt_short)
         found["aggregator"] = Aggregated(aggregator, oracle=options.oracle)
     if "selector" in names:
         selector = FrameSelector.from_model(load_model(options.scorer)[0], options.k)
@@ -172,18 +170,6 @@ def _query(options: Evaluate, describer: Any) -> Callable[[Clip, Asking], str]:
     if options.query is not None:
         return lambda clip, asking: options.query
     return lambda clip, asking: describer.describe([clip], asking)[0]
-
-
-def _chat(folder: Path) -> ChatModel:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not folder.is_dir():
-        raise ValueError(f"llm: wanted the folder of a transformers model, no such folder: {folder}")
-    with no_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ChatModel(model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 @contextmanager

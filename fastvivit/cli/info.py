@@ -33,6 +33,8 @@ _PACKAGES = {
     "tqdm": "train",
     "tensorboard": "train",
     "matplotlib": "train",
+    "webdataset": "train",
+    "bitsandbytes": "lowbit",
 }
 
 

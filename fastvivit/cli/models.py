@@ -9,6 +9,8 @@ import torch
 
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import WEIGHTS as LAYERS
+from fastvivit.caption.quiet import no_bars
+from fastvivit.modular import ChatModel
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.train.captioner import load_found
 from fastvivit.train.folders import Found, find_model
@@ -65,6 +67,22 @@ def load_captioner(folder: Path) -> tuple[VideoCaptioner, Known]:
             "'video_to_text' that starts from it makes one"
         )
     return _placed(model), _known(found)
+
+
+def load_chat(folder: Path, max_new_tokens: int = 128) -> ChatModel:
+    """A transformers chat model, on a GPU where there is one.
+
+    Raises:
+        ValueError: no such folder, or a tokenizer without a chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not folder.is_dir():
+        raise ValueError(f"llm: wanted the folder of a transformers model, no such folder: {folder}")
+    with no_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return ChatModel(_placed(model), tokenizer, max_new_tokens)
 
 
 def clip_fps(given: float | None, known: float | None) -> float:

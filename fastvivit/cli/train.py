@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from fastvivit.train import TrainConfig, fit, read_metrics
+from fastvivit.train import OutOfMemory, TrainConfig, fit, read_metrics
+from fastvivit.train.ranks import is_first
 from fastvivit.train.report import REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model as a TOML file says; Ctrl-C saves a checkpoint.
+    """Train a model as a TOML file says; Ctrl-C saves a checkpoint. On several GPUs: torchrun -m fastvivit train.
 
     Attributes:
         config: the TOML file; docs: fastvivit.train.TrainConfig. Paths in it are relative to its folder.
@@ -33,7 +35,13 @@ def run(arguments: list[str]) -> int:
     """Train, and say where the results are."""
     options = tyro.cli(Train, prog="fastvivit train", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     config = TrainConfig.from_toml(options.config, options.override)
-    out = fit(config, options.out or Path("runs") / options.config.stem, resume=options.resume)
+    try:
+        out = fit(config, options.out or Path("runs") / options.config.stem, resume=options.resume)
+    except OutOfMemory as error:
+        print(f"fastvivit train: {error}", file=sys.stderr)
+        return 1
+    if not is_first():
+        return 0
     last = read_metrics(out)[-1]
     scores = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
     print(f"step {last['step']}: loss {last['loss']:.4f}, {last['broken']} broken files")

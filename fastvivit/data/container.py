@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+
+from fastvivit.data.members import find_tar, open_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+Source = str | os.PathLike[str] | BinaryIO
 
 
 class VideoError(ValueError):
@@ -63,13 +67,12 @@ def import_av() -> ModuleType:
 
 
 @contextmanager
-def open_video(
-    path: str | os.PathLike[str], what: str = "path", kind: str = "a video"
-) -> Iterator[InputContainer]:
-    """Open a local file for decoding; it is closed on every way out.
+def open_video(path: Source, what: str = "path", kind: str = "a video") -> Iterator[InputContainer]:
+    """Open a video for decoding; it is closed on every way out.
 
     Args:
-        path: a local file.
+        path: a local file; a member of a tar, as ``shards/train-0000.tar/cup.mp4``; or a file object that can seek,
+            which is read from its beginning and left open.
         what: how an error names the argument that the path came from.
         kind: what an error says the file should have been.
 
@@ -79,33 +82,63 @@ def open_video(
     Raises:
         VideoError: no such file, a directory, an empty file, or one that FFmpeg can't open.
     """
+    if not isinstance(path, str | os.PathLike):
+        if not (hasattr(path, "read") and hasattr(path, "seekable") and path.seekable()):
+            raise VideoError(f"{what}: wanted a path or a binary file object that can seek, got {source_name(path)}")
+        size = path.seek(0, os.SEEK_END)
+        path.seek(0)
+        with _opened(path, size, source_name(path), what, kind) as container:
+            yield container
+        return
     file = Path(path)
+    if find_tar(file) is not None:
+        try:
+            member = open_file(file)
+        except OSError as error:
+            raise VideoError(f"{what}: wanted {kind} file, got {file}: {error.strerror}") from None
+        with member, open_video(member, what, kind) as container:
+            yield container
+        return
     if not file.exists():
         raise VideoError(f"{what}: wanted {kind} file, no such file: {file}")
     if not file.is_file():
         raise VideoError(f"{what}: wanted {kind} file, {file} is not a file")
-    if file.stat().st_size == 0:
-        raise VideoError(f"{what}: wanted {kind} file, {file} is empty (0 bytes)")
-    container = _open(file, what, kind)
+    # FFmpeg takes "a:b.mp4" for a protocol called "a", but not "/dir/a:b.mp4".
+    with _opened(str(file.absolute()), file.stat().st_size, str(file), what, kind) as container:
+        yield container
+
+
+def source_name(path: Source) -> str:
+    """What messages call a video: its path, or the name of a file object where it has one."""
+    if isinstance(path, str | os.PathLike):
+        return str(path)
+    name = getattr(path, "name", None)
+    return name if isinstance(name, str) else f"a {type(path).__name__}"
+
+
+@contextmanager
+def _opened(file: str | BinaryIO, size: int, name: str, what: str, kind: str) -> Iterator[InputContainer]:
+    if size == 0:
+        raise VideoError(f"{what}: wanted {kind} file, {name} is empty (0 bytes)")
+    container = _open(file, name, what, kind)
     try:
         yield container
     finally:
         container.close()
 
 
-def _open(file: Path, what: str, kind: str) -> InputContainer:
+def _open(file: str | BinaryIO, name: str, what: str, kind: str) -> InputContainer:
     av = import_av()
     # FFmpeg would take "%03d.png" for the name of a series of files.
     options = {"pattern_type": "none"} if kind == "an image" else {}
-    name = str(file.absolute())  # FFmpeg takes "a:b.mp4" for a protocol called "a", but not "/dir/a:b.mp4"
     try:
         try:
             # PyAV 18 decodes tags strictly unless told otherwise: old AVI files have Latin-1 ones.
-            return av.open(name, options=options, metadata_errors="ignore")
+            return av.open(file, options=options, metadata_errors="ignore")
         except TypeError:
-            return av.open(name, options=options)  # PyAV 19 dropped the argument together with the need for it
+            return av.open(file, options=options)  # PyAV 19 dropped the argument together with the need for it
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{what}: {file} can't be opened as {kind}: {reason(error)}") from error
+        raise VideoError(f"{what}: {name} can't be opened as {kind}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -119,7 +152,7 @@ def video_streams(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
-def choose_stream(container: InputContainer, file: Path, index: int | None) -> VideoStream:
+def choose_stream(container: InputContainer, file: str, index: int | None) -> VideoStream:
     """The video stream that ``index`` names, or the one that players take.
 
     ``None`` takes FFmpeg's best stream: the default disposition first, then more pictures and bits. That is
@@ -148,11 +181,11 @@ def choose_stream(container: InputContainer, file: Path, index: int | None) -> V
     return chosen
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: Source) -> VideoInfo:
     """Read a file's header, decoding nothing.
 
     Args:
-        path: a local video file.
+        path: a local video file, or what else ``read_clip`` takes.
 
     Returns:
         What the header says of the default video stream; see `VideoInfo`.
@@ -162,7 +195,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         ImportError: PyAV is not installed.
     """
     with open_video(path) as container:
-        stream = choose_stream(container, Path(path), None)
+        stream = choose_stream(container, source_name(path), None)
         return VideoInfo(
             duration=header_seconds(container, stream),
             width=stream.codec_context.width,

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastvivit.data.container import VideoError
-from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.images import read_image
+from fastvivit.data.manifest import Entry, read_manifest, twins_of
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.video import check_clip, read_clip
 
@@ -35,11 +36,13 @@ class Failure(NamedTuple):
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
-    """Decoded clips of a manifest.
+    """Decoded clips, or images, of a manifest.
 
-    An item is a dict: ``video`` uint8 (C, T, H, W); ``caption``, one of the entry's captions, drawn from
-    (seed, epoch, index); ``index``, the entry that was read; ``mask_seed``, an int below 2**63 from (seed,
-    epoch, index) to draw this sample's mask from; ``failures``, a tuple of the `Failure` met on the way.
+    An item is a dict: ``video`` uint8 (C, T, H, W), of an image (C, H, W); ``caption``, one of the entry's
+    captions, drawn from (seed, epoch, index); ``index``, the entry that was read; ``mask_seed``, an int below
+    2**63 from (seed, epoch, index) to draw this sample's mask from; ``failures``, a tuple of the `Failure` met
+    on the way.
+    ``dataset[index, epoch]`` is the item of that epoch, ``dataset[index]`` that of ``set_epoch``.
 
     A file that can't be read is warned about once (logging), kept in `failures`, not tried again, and
     replaced by the next readable entry of a permutation that depends on the seed alone.
@@ -47,7 +50,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ``dataset.record_failures(batch["failures"])``.
 
     Args:
-        source: the path of a manifest, or its entries.
+        source: the path of a manifest or of tar shards, as ``read_manifest`` takes it, or its entries: clips or
+            images, one kind in a data set.
         frames: pictures a clip; shorter clips repeat their last one.
         fps: pictures per second.
         size: pixels of the square, or ``(h, w)``.
@@ -57,7 +61,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         on_error: ``"replace"``, or ``"raise"`` the VideoError.
 
     Raises:
-        ValueError: an argument outside its range, a bad manifest, or (from an item) no readable file at all.
+        ValueError: an argument outside its range, a bad manifest, one with clips and images, or (from an item) no
+            readable file at all.
     """
 
     def __init__(
@@ -77,6 +82,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
         if not self.entries:
             raise ValueError("source: wanted at least one entry, got none")
+        kinds = {entry.kind for entry in self.entries}
+        if len(kinds) > 1:
+            raise ValueError("source: wanted clips or images, got both; give them as two sources")
+        self.kind = kinds.pop()
         self.frames, self.fps, self.size, self.seed, self.on_error = frames, fps, size, seed, on_error
         self.failures: dict[str, str] = {}
         self._cache: dict[int, Tensor] | None = {} if cache else None
@@ -88,22 +97,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         """Entries, broken ones included."""
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """One item; see the class."""
+        index, epoch = index if isinstance(index, tuple) else (index, self.epoch)
         if not 0 <= index < len(self.entries):
             raise IndexError(f"index: wanted 0 to {len(self.entries) - 1}, got {index}")
         found: list[Failure] = []
         for candidate in self._candidates(index):
-            video = self._read(candidate, found)
+            video = self._read(candidate, epoch, found)
             if video is None:
                 continue
             captions = self.entries[candidate].captions
-            draw = sample_seed(self.seed, self.epoch, index, "caption")
+            draw = sample_seed(self.seed, epoch, index, "caption")
             return {
                 "video": video,
                 "caption": captions[draw % len(captions)],
                 "index": candidate,
-                "mask_seed": sample_seed(self.seed, self.epoch, index, "mask"),
+                "mask_seed": sample_seed(self.seed, epoch, index, "mask"),
                 "failures": tuple(found),
             }
         example = next(iter(self.failures.items()), ("", "found by another worker"))
@@ -129,24 +139,22 @@ class ClipDataset(Dataset[dict[str, Any]]):
             self._broken[failure.index] = True
             self.failures.setdefault(failure.video, failure.reason)
 
+    def clip(self, index: int) -> Tensor:
+        """The whole clip of an entry, or of what replaces it where that is broken: its item's ``video``."""
+        return self[index]["video"]
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of this data set's items: ``fastvivit.data.collate``."""
+        return collate(items)
+
     def twin_indices(self) -> list[int]:
         """For every entry, the entry whose video is its twin, or -1.
 
         Raises:
             ValueError: a twin that no entry, or more than one, has as its video.
         """
-        places: dict[str, list[int]] = {}
-        for index, entry in enumerate(self.entries):
-            places.setdefault(os.path.abspath(entry.video), []).append(index)  # noqa: PTH100 (normalises "..")
-        twins = []
-        for entry in self.entries:
-            found = [-1] if entry.twin is None else places.get(os.path.abspath(entry.twin), [])  # noqa: PTH100
-            if len(found) != 1:
-                raise ValueError(
-                    f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, found {len(found)}"
-                )
-            twins.append(found[0])
-        return twins
+        return twins_of(self.entries)
 
     @cached_property
     def _replacements(self) -> Tensor:
@@ -160,8 +168,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         for step in range(1, len(self.entries)):
             yield int(self._replacements[(place + step) % len(self.entries)])
 
-    def _read(self, index: int, found: list[Failure]) -> Tensor | None:
-        """The clip of an entry, or None and a new line in ``found``."""
+    def _read(self, index: int, epoch: int, found: list[Failure]) -> Tensor | None:
+        """The clip of an entry in an epoch, or None and a new line in ``found``."""
         if self._broken[index]:
             return None
         if self._cache is not None and index in self._cache:
@@ -183,16 +191,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
 
 def read_entry(entry: Entry, frames: int, fps: float, size: int | tuple[int, int], *, pad: bool = True) -> Tensor:
-    """``read_clip`` of an entry's part of its file."""
+    """``read_clip`` of an entry's part of its file, ``read_image`` of an image."""
+    if entry.kind == "image":
+        return read_image(entry.video, size)
     return read_clip(entry.video, frames, fps, size, entry.start, stream=entry.stream, pad=pad, end=entry.end)
 
 
 def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """Clips (C, T, H, W) as one tensor (B, C, T, H, W), or as they are where shapes differ."""
+    """Clips (C, T, H, W) as one tensor (B, C, T, H, W), images as (B, C, H, W), or as they are where shapes differ."""
     if len({video.shape for video in videos}) > 1:
         return list(videos)
     # Stacked in decoder order: rows are copied whole, and embedding takes these strides as they are.
-    return torch.stack([video.permute(1, 2, 3, 0) for video in videos]).permute(0, 4, 1, 2, 3)
+    return torch.stack([video.movedim(0, -1) for video in videos]).movedim(-1, 1)
 
 
 def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], Any] = stack_clips) -> dict[str, Any]:
@@ -203,9 +213,9 @@ def collate(items: Sequence[dict[str, Any]], stack: Callable[[Sequence[Any]], An
         stack: makes one of the items' ``video``.
 
     Returns:
-        ``video`` uint8 (B, C, T, H, W), laid out in memory as (B, T, H, W, C) like the clips, or a list of
-        (C, T, H, W) where shapes differ; ``caption``, a list; ``index`` and ``mask_seed``, int64 (B,);
-        ``failures``, those of all items.
+        ``video`` uint8 (B, C, T, H, W), laid out in memory as (B, T, H, W, C) like the clips, of images
+        (B, C, H, W), or a list of (C, T, H, W) where shapes differ; ``caption``, a list; ``index`` and
+        ``mask_seed``, int64 (B,); ``failures``, those of all items.
     """
     return {
         "video": stack([item["video"] for item in items]),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 
-from fastvivit.data.container import VideoError, choose_stream, import_av, open_video, reason
+from fastvivit.data.container import (
+    Source,
+    VideoError,
+    choose_stream,
+    import_av,
+    open_video,
+    reason,
+    source_name,
+)
 from fastvivit.data.pictures import Picture, Suspicious, pictures
 from fastvivit.data.scaling import Scaler
 
@@ -15,7 +20,7 @@ _ROUNDING = 1e-7  # seconds; i / fps is rounded, a timestamp of the same instant
 
 
 def decode_clip(
-    path: str | os.PathLike[str],
+    path: Source,
     out: np.ndarray,
     *,
     fps: float,
@@ -28,7 +33,7 @@ def decode_clip(
     """Decode what `fastvivit.data.read_clip` says, into ``out``.
 
     Args:
-        path: a local video file.
+        path: a local video file, or what else ``read_clip`` takes.
         out: uint8 ``(T, H, W, 3)``: T and the size of the pictures wanted.
         fps: as in ``read_clip``, like the next four.
         start: seconds.
@@ -43,7 +48,6 @@ def decode_clip(
     Raises:
         VideoError: as ``read_clip``.
     """
-    file = Path(path)
     instants = [start + i / fps for i in range(len(out))]
     if end is not None:
         if not pad:
@@ -51,13 +55,13 @@ def decode_clip(
         # Before `end` and not at it: the picture that comes on screen at `end` belongs to what follows.
         instants = [min(instant, end - 2 * _ROUNDING) for instant in instants]
     try:
-        return _decode(file, stream, start, instants, out, pad, threads, patient=False)
+        return _decode(path, stream, start, instants, out, pad, threads, patient=False)
     except Suspicious:
-        return _decode(file, stream, start, instants, out, pad, threads, patient=True)
+        return _decode(path, stream, start, instants, out, pad, threads, patient=True)
 
 
 def _decode(
-    file: Path,
+    path: Source,
     stream: int | None,
     start: float,
     instants: list[float],
@@ -70,7 +74,8 @@ def _decode(
     filled = 0
     shown: Picture | None = None
     scaler = Scaler(out.shape[1], out.shape[2])
-    with open_video(file) as container:
+    file = source_name(path)
+    with open_video(path) as container:
         chosen = choose_stream(container, file, stream)
         for picture in pictures(container, chosen, file, start, threads, patient):
             if shown is not None:
@@ -94,11 +99,11 @@ def _decode(
     return until
 
 
-def decode_image(path: str | os.PathLike[str], out: np.ndarray) -> tuple[int, int]:
+def decode_image(path: Source, out: np.ndarray) -> tuple[int, int]:
     """Decode what `fastvivit.data.read_image` says, into ``out``.
 
     Args:
-        path: a local image file.
+        path: a local image file, or what else ``read_image`` takes.
         out: uint8 ``(H, W, 3)``, of the size wanted.
 
     Returns:
@@ -107,8 +112,8 @@ def decode_image(path: str | os.PathLike[str], out: np.ndarray) -> tuple[int, in
     Raises:
         VideoError: as ``read_image``.
     """
-    file = Path(path)
-    with open_video(file, kind="an image") as container:
+    file = source_name(path)
+    with open_video(path, kind="an image") as container:
         chosen = choose_stream(container, file, None)
         chosen.codec_context.thread_count = 1
         chosen.codec_context.options = {"err_detect": "explode"}  # or half a JPEG is a picture with a grey rest

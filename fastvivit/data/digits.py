@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fastvivit.data.manifest import Entry, write_manifest
-from fastvivit.data.writer import write_clip
+from fastvivit.data.writer import write_clip, write_image
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -210,6 +210,44 @@ def write_digits(
                 "frames": config.frames,
             }
             entries.append(Entry(video=video, captions=(caption(*halves),), twin=twin, extra=extra))
+    return write_manifest(folder / "manifest.jsonl", entries)
+
+
+def write_stills(
+    folder: str | os.PathLike[str],
+    images: int,
+    *,
+    seed: int,
+    split: str = "train",
+    config: DigitsConfig | None = None,
+) -> Path:
+    """Write images of digits that stand still, "the digit nine", with a manifest; deterministic for a seed.
+
+    Args:
+        folder: where to; made if it doesn't exist, files of these names are replaced.
+        images: PNG files to write.
+        seed: 0 or more.
+        split: ``"train"`` or ``"heldout"``: from which handwriting.
+        config: sizes and steps; None for the defaults.
+
+    Returns:
+        The manifest, ``folder/manifest.jsonl``; written last. A line has the digit as ``first``.
+
+    Raises:
+        ValueError: an argument outside its range.
+        ImportError: PyAV is not installed.
+    """
+    if images < 1:
+        raise ValueError(f"images: wanted at least 1, got {images}")
+    config, folder = config or DigitsConfig(), Path(folder)
+    scenes = draw_scenes(images, seed=seed, split=split, config=config)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, (half, _) in enumerate(scenes):
+        file = folder / f"{number:05d}.png"
+        write_image(file, np.repeat(_half(half, config)[0, ..., None], 3, axis=-1))
+        sentence = f"the digit {WORDS[half.digit]}"
+        entries.append(Entry(video=file, kind="image", captions=(sentence,), extra={"first": half.digit}))
     return write_manifest(folder / "manifest.jsonl", entries)
 
 

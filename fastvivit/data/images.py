@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastvivit.data.container import Source
 from fastvivit.data.decoding import decode_image
 from fastvivit.data.video import check_clip
 
 
-def read_image(path: str | os.PathLike[str], size: int | tuple[int, int] = 256) -> Tensor:
+def read_image(path: Source, size: int | tuple[int, int] = 256) -> Tensor:
     """Read an image, scaled and cut as `read_clip` does with pictures of a video.
 
     JPEG, PNG, WebP, TIFF and BMP, and whatever else FFmpeg decodes; of several pictures the first. Grey and palette
     images come out as RGB, alpha is dropped. Turns by quarters that EXIF asks for are carried out.
 
     Args:
-        path: a local image file.
+        path: a local image file, a member of a tar, or a binary file object that can seek.
         size: pixels of the square, or ``(h, w)``.
 
     Returns:

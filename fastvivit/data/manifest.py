@@ -6,43 +6,43 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+_FIELDS = ("video", "image", "caption", "start", "end", "stream", "twin")
 KINDS = ("video", "image")
-_FIELDS = (*KINDS, "caption", "start", "end", "stream", "twin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One clip, or one still image, and what is said about it.
+    """One clip or image, and what is said about it.
 
     Attributes:
-        video: the file; an image where ``kind`` says so.
-        captions: sentences that each describe the clip; none where nothing has been said yet.
+        video: the file, of an image, too.
+        kind: "video" or "image"; an image has no start, end or stream.
+        captions: one or more sentences that each describe the clip.
         start: seconds after the file's first picture at which the clip begins.
         end: seconds at which it ends, or None for the end of the file.
         stream: index among the file's video streams, or None for the default one.
         twin: another video of the manifest that belongs into the same batch, or None.
-        kind: "video", or "image" for a file that `read_image` reads, which has neither start, end nor stream.
         extra: every other field of the line, as it was. Multiple choice is ``question``, ``options`` (a list) and
             ``answer`` (an index, absent where secret), as `fastvivit.data.imports` writes them.
     """
 
     video: Path
     captions: tuple[str, ...]
+    kind: str = "video"
     start: float = 0.0
     end: float | None = None
     stream: int | None = None
     twin: Path | None = None
-    kind: str = "video"
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
-        if not all(isinstance(c, str) and c.strip() for c in self.captions):
+        if not self.captions or not all(isinstance(c, str) and c.strip() for c in self.captions):
             raise ValueError(f"caption: wanted a sentence or a list of them, got {list(self.captions)!r}")
         if not (self.start >= 0 and math.isfinite(self.start)):
             raise ValueError(f"start: wanted finite seconds of at least 0, got {self.start!r}")
@@ -51,26 +51,68 @@ class Entry:
         if self.stream is not None and self.stream < 0:
             raise ValueError(f"stream: wanted an index of at least 0, got {self.stream!r}")
         if self.kind not in KINDS:
-            raise ValueError(f"kind: wanted one of {KINDS}, got {self.kind!r}")
+            raise ValueError(f"kind: wanted one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
         for name, absent in (("start", 0.0), ("end", None), ("stream", None)):
             if self.kind == "image" and getattr(self, name) != absent:
-                raise ValueError(f"{name}: wanted for videos only, got {getattr(self, name)!r} for an image")
+                raise ValueError(f"{name}: wanted none for an image, got {getattr(self, name)!r}")
         clash = sorted(set(self.extra) & set(_FIELDS))
         if clash:
             raise ValueError(f"extra: wanted fields that an entry doesn't have itself, got {clash}")
 
 
-def read_manifest(path: str | os.PathLike[str], *, captioned: bool = True) -> list[Entry]:
+def clips_of(entries: Sequence[Entry]) -> dict[int, Entry]:
+    """Entries of the same part of the same file as one, by the place of the first of them, in order.
+
+    It has the captions of all; its other fields are the first's. Manifests may have a line a caption. As clips of
+    their own, such entries would tie with each other in retrieval, and a text would be held against one of its
+    references at a time.
+    """
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, entry in enumerate(entries):
+        places.setdefault((entry.video, entry.start, entry.end, entry.stream), []).append(place)
+    return {
+        first: replace(entries[first], captions=tuple(c for place in (first, *rest) for c in entries[place].captions))
+        for first, *rest in places.values()
+    }
+
+
+def one_a_clip(entries: Sequence[Entry]) -> list[Entry]:
+    """The clips of ``clips_of`` alone."""
+    return list(clips_of(entries).values())
+
+
+def twins_of(entries: Sequence[Entry]) -> list[int]:
+    """For every entry, the entry whose video is its twin, or -1.
+
+    Raises:
+        ValueError: a twin that no entry, or more than one, has as its video.
+    """
+    places: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        places.setdefault(os.path.abspath(entry.video), []).append(index)  # noqa: PTH100 (normalises "..")
+    twins = []
+    for entry in entries:
+        found = [-1] if entry.twin is None else places.get(os.path.abspath(entry.twin), [])  # noqa: PTH100
+        if len(found) != 1:
+            raise ValueError(
+                f"twin: wanted one entry with the video {entry.twin}, the twin of {entry.video}, found {len(found)}"
+            )
+        twins.append(found[0])
+    return twins
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     """Read a manifest; the videos themselves are not looked at.
 
     A line of JSON is ``{"video": path, "caption": str | [str], "start": s?, "end": s?, "stream": i?,
-    "twin": path?}`` and any further fields; a still image has ``"image"`` in place of ``"video"``. A name ending in ``.csv`` is read as CSV with these columns in
-    its first line; an empty cell is an absent field, and a video with several captions takes several lines.
-    Paths are relative to the manifest's folder. Empty lines are passed over.
+    "twin": path?}``, or ``{"image": path, "caption": str | [str], "twin": path?}``, and any further fields. A name
+    ending in ``.csv`` is read as CSV with these columns in its first line; an empty cell is an absent field, and a
+    video with several captions takes several lines.
+    Paths are relative to the manifest's folder, and may go through a tar (``train-0000.tar/cup.mp4``). Empty lines are
+    passed over. WebDataset shards are read in place of a manifest: ``fastvivit.data.tars.read_tars``.
 
     Args:
-        path: a JSONL or CSV file in UTF-8.
-        captioned: refuse entries without a caption; if False, they have ``captions=()``.
+        path: a JSONL or CSV file in UTF-8; or a tar, several as ``train-{0000..0009}.tar``, or a folder of them.
 
     Returns:
         At least one entry, in the order of the file.
@@ -78,13 +120,23 @@ def read_manifest(path: str | os.PathLike[str], *, captioned: bool = True) -> li
     Raises:
         ValueError: no such file, not UTF-8, no entry, or a bad line: file, line number and field are named.
     """
+    from fastvivit.data.tars import are_tars, read_tars
+
+    if are_tars(path):
+        return read_tars(path)
     file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
+    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
     entries = []
-    for line, row in rows_of(file):
-        try:
-            entries.append(_entry(row, file.parent, captioned))
-        except ValueError as error:
-            raise ValueError(f"{file}:{line}: {error}") from None
+    try:
+        for line, row in rows(file):
+            try:
+                entries.append(entry_of(row, file.parent))
+            except ValueError as error:
+                raise ValueError(f"{file}:{line}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
     if not entries:
         raise ValueError(f"{file}: wanted at least one entry, the file has none")
     return entries
@@ -126,20 +178,6 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Pa
     return file
 
 
-def rows_of(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSONL file, or of a CSV by its name, each with its line number; empty cells are left out.
-
-    Raises:
-        ValueError: no such file, or a line that is none; file and line are named.
-    """
-    if not file.is_file():
-        raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
-    try:
-        yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
-
-
 def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with file.open(encoding="utf-8-sig") as stream:
         for line, text in enumerate(stream, 1):
@@ -167,26 +205,27 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None
 
 
-def _entry(row: dict[str, Any], folder: Path, captioned: bool) -> Entry:
-    kinds = [kind for kind in KINDS if row.get(kind) is not None]
-    if len(kinds) > 1:
-        raise ValueError(f"'video', 'image': wanted one of them, got {row['video']!r} and {row['image']!r}")
-    kind = kinds[0] if kinds else "video"
-    for name in (kind, "caption") if captioned else (kind,):
+def entry_of(row: dict[str, Any], folder: Path) -> Entry:
+    """An entry out of a manifest's line, whose paths are relative to ``folder``.
+
+    Raises:
+        ValueError: a field that is missing or wrong.
+    """
+    kind = "image" if "image" in row and "video" not in row else "video"
+    if "image" in row and kind == "video":
+        raise ValueError("'image': wanted either 'video' or 'image', got both")
+    for name in (kind, "caption"):
         if name not in row:
             raise ValueError(f"{name!r}: wanted this field, got only {sorted(row)}")
-    caption = row.get("caption", [])
-    captions = (caption,) if isinstance(caption, str) else tuple(_list(caption))
-    if captioned and not captions:
-        raise ValueError("caption: wanted a sentence or a list of them, got []")
+    caption = row["caption"]
     return Entry(
         video=_path(row, kind, folder),
-        captions=captions,
+        kind=kind,
+        captions=(caption,) if isinstance(caption, str) else tuple(_list(caption)),
         start=_number(row, "start", 0.0),
         end=_number(row, "end", None),
         stream=_index(row, "stream"),
         twin=_path(row, "twin", folder) if row.get("twin") is not None else None,
-        kind=kind,
         extra={name: value for name, value in row.items() if name not in _FIELDS},
     )
 
@@ -228,21 +267,21 @@ def _index(row: dict[str, Any], name: str) -> int | None:
 
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     captions = entry.captions
-    row: dict[str, Any] = {entry.kind: written_path(entry.video, folder)}
-    if captions:
-        row["caption"] = captions[0] if len(captions) == 1 else list(captions)
+    row: dict[str, Any] = {
+        entry.kind: _written(entry.video, folder),
+        "caption": captions[0] if len(captions) == 1 else list(captions),
+    }
     if entry.start:
         row["start"] = entry.start
     for name in ("end", "stream"):
         if getattr(entry, name) is not None:
             row[name] = getattr(entry, name)
     if entry.twin is not None:
-        row["twin"] = written_path(entry.twin, folder)
+        row["twin"] = _written(entry.twin, folder)
     return row | entry.extra
 
 
-def written_path(video: Path, folder: Path) -> str:
-    """A file as a manifest in ``folder`` names it: relative to the folder if it is below, else absolute."""
+def _written(video: Path, folder: Path) -> str:
     # Text alone decides: following links would name another file than the one that was given.
     here, there = folder.absolute(), video.absolute()
     return (there.relative_to(here) if there.is_relative_to(here) else there).as_posix()

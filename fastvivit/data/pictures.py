@@ -15,7 +15,6 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastvivit.data.container import VideoError, import_av, reason
@@ -50,7 +49,7 @@ class Picture(NamedTuple):
 
 
 def pictures(
-    container: InputContainer, stream: VideoStream, file: Path, start: float, threads: int, patient: bool
+    container: InputContainer, stream: VideoStream, file: str, start: float, threads: int, patient: bool
 ) -> Iterator[Picture]:
     """Decode a stream in the order of display.
 
@@ -61,7 +60,7 @@ def pictures(
     Args:
         container: a freshly opened container.
         stream: one of its video streams.
-        file: its path, for errors.
+        file: its name, for errors.
         start: seconds; pictures that have left the screen before may be left out.
         threads: decoder threads of a reading that is not patient; they change no picture.
         patient: read from the first picture, on one thread, and mend timestamps; else raise `Suspicious`.
@@ -92,7 +91,7 @@ def pictures(
         yield Picture((pts - origin) * tick, (frame.duration or step) * tick, frame)
 
 
-def _decode(container: InputContainer, stream: VideoStream, file: Path, patient: bool) -> Iterator[VideoFrame]:
+def _decode(container: InputContainer, stream: VideoStream, file: str, patient: bool) -> Iterator[VideoFrame]:
     sent = decoded = 0
     try:
         for packet in container.demux(stream):
@@ -117,7 +116,7 @@ def _expect_order(newest: int, frames: Iterator[VideoFrame]) -> None:
 
 
 def _enter(
-    container: InputContainer, stream: VideoStream, file: Path, target: int
+    container: InputContainer, stream: VideoStream, file: str, target: int
 ) -> tuple[VideoFrame, Iterator[VideoFrame]]:
     """Seek to a keyframe that is on screen at ``target`` ticks or before."""
     for back in _SEEK_BACK:

@@ -72,8 +72,12 @@ class EpochSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of this epoch from the current position on."""
-        order = self._order(self.epoch)
-        for batch in range(self.next_batch, len(self)):
+        return self.batches(self.epoch, self.next_batch)
+
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[list[int]]:
+        """The batches of an epoch from number ``begin`` on, wherever the position is."""
+        order = self._order(epoch)
+        for batch in range(begin, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
     def set_epoch(self, epoch: int) -> None:

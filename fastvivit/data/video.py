@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastvivit.data.container import VideoError, VideoInfo, probe
+from fastvivit.data.container import Source, VideoError, VideoInfo, probe
 from fastvivit.data.decoding import decode_clip
 
 __all__ = ["VideoError", "VideoInfo", "probe", "read_clip"]
@@ -19,7 +19,7 @@ _MOST_THREADS = 4  # more gains little up to 720p, and every thread holds a few 
 
 
 def read_clip(
-    path: str | os.PathLike[str],
+    path: Source,
     frames: int,
     fps: float = 1.0,
     size: int | tuple[int, int] = 256,
@@ -44,7 +44,8 @@ def read_clip(
     decoding from the beginning.
 
     Args:
-        path: a local video file.
+        path: a local video file; or a member of a tar, as ``shards/train-0000.tar/cup.mp4``; or a binary file object
+            that can seek, such as ``io.BytesIO(encoded)``, which is read from its beginning and left open.
         frames: pictures wanted, at least 1.
         fps: pictures per second of the clip, above 0.
         size: pixels of the square, or ``(h, w)``.

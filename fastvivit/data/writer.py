@@ -1,4 +1,4 @@
-"""Pictures into small mp4 files."""
+"""Pictures into small files: mp4, PNG."""
 
 from __future__ import annotations
 
@@ -11,6 +11,32 @@ import numpy as np
 from fastvivit.data.container import import_av
 
 _OPTIONS = {"preset": "ultrafast", "tune": "fastdecode"}
+
+
+def write_image(path: str | os.PathLike[str], picture: np.ndarray) -> Path:
+    """Encode a picture as PNG, without loss.
+
+    Args:
+        path: the file to write, replaced if it exists; its folder must exist.
+        picture: uint8 ``(H, W, 3)``, RGB.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: a picture of another shape or dtype.
+        ImportError: PyAV is not installed.
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise ValueError(f"picture: wanted uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+    av = import_av()
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width, codec.pix_fmt, codec.time_base = *picture.shape[:2], "rgb24", Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+    file = Path(path)
+    file.write_bytes(b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None))))
+    return file
 
 
 def write_clip(path: str | os.PathLike[str], pictures: np.ndarray, fps: float = 8.0, *, crf: int = 10) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,21 +94,6 @@ def entries_of(manifest: Manifest) -> list[Entry]:
     if other := [entry for entry in entries if not isinstance(entry, Entry)]:
         raise ValueError(f"manifest: wanted a path or entries, got a {type(other[0]).__name__} among them")
     return entries
-
-
-def one_a_clip(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries of the same part of the same file as one, with the captions of all; its other fields are the first's.
-
-    Manifests may have a line a caption. As clips of their own, such entries would tie with each other in retrieval,
-    and a text would be held against one of its references at a time.
-    """
-    found: dict[tuple[Any, ...], Entry] = {}
-    captions: dict[tuple[Any, ...], list[str]] = {}
-    for entry in entries:
-        clip = (entry.video, entry.start, entry.end, entry.stream)
-        found.setdefault(clip, entry)
-        captions.setdefault(clip, []).extend(entry.captions)
-    return [replace(entry, captions=tuple(captions[clip])) for clip, entry in found.items()]
 
 
 def read_clips(entries: Sequence[Entry], reading: Reading) -> Iterator[Clip]:

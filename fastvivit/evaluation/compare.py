@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastvivit.data import Entry
-from fastvivit.evaluation.clips import Clip, Manifest, Reading, entries_of, one_a_clip, read_clips
+from fastvivit.data import Entry, one_a_clip
+from fastvivit.evaluation.clips import Clip, Manifest, Reading, entries_of, read_clips
 from fastvivit.evaluation.rows import (
     Row,
     broken_rows,

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 
 from fastvivit import metrics
-from fastvivit.data import ClipDataset
-from fastvivit.evaluation.clips import Manifest, Reading, entries_of, one_a_clip
+from fastvivit.data import ClipDataset, one_a_clip
+from fastvivit.evaluation.clips import Manifest, Reading, entries_of
 from fastvivit.evaluation.rows import Row, broken_rows, write_rows
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.train.evaluate import Evaluation, evaluate

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import fastvivit.functional as F
 from fastvivit.modules.linear import Linear
+from fastvivit.modules.recompute import through
 from fastvivit.tokens import Grouping
 
 
@@ -35,11 +36,19 @@ class Attention(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, group: Grouping) -> Tensor:
-        """X (M, D) in packed order → (M, D) in packed order."""
-        if group.order is not None:
-            x = F.gather_tokens(x, group.order, distinct=True)
-        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
+    def forward(self, x: Tensor, group: Grouping, *, norm: nn.Module | None = None, selective: bool = False) -> Tensor:
+        """X (M, D) in packed order → (M, D) in packed order.
+
+        ``norm`` comes first; with ``selective`` what it gives, and its rows in the order of ``group``, are computed
+        again in the backward.
+        """
+
+        def rows(x: Tensor) -> Tensor:
+            x = x if norm is None else norm(x)
+            return x if group.order is None else F.gather_tokens(x, group.order, distinct=True)
+
+        qkv = through(self.qkv, rows, x) if selective else self.qkv(rows(x))
+        q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
         longest = group.max_seqlen
         out = F.varlen_attention(
             q, k, v, group.cu_seqlens, None, longest, longest, causal=self.causal, schedule=group.schedule
@@ -75,8 +84,8 @@ class GatedAttention(nn.Module):
         self.attn.load_state_dict(attn.state_dict())
         self.gate.zero_()
 
-    def forward(self, x: Tensor, group: Grouping) -> Tensor:
-        """X (M, D) → the branch (M, D), to be added."""
-        branch = self.attn(self.norm(x), group)
+    def forward(self, x: Tensor, group: Grouping, *, selective: bool = False) -> Tensor:
+        """X (M, D) → the branch (M, D), to be added; ``selective`` as in ``Attention``."""
+        branch = self.attn(x, group, norm=self.norm, selective=selective)
         # Under autocast a float32 gate would widen the branch, and with it every row after it.
         return self.gate.tanh().to(branch.dtype) * branch

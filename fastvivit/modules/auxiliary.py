@@ -110,10 +110,16 @@ class AuxiliaryHead(nn.Module):
             x = layer(x, group, media)
         return self.norm(x)
 
-    def loss(self, x: Tensor, text: TextTower, target: Tensor) -> Tensor:
-        """Mean cross-entropy of rows x (n, D) against target (n,) int64, 0-d; 0 where there is none."""
+    def loss(self, x: Tensor, text: TextTower, target: Tensor, count: int | Tensor | None) -> Tensor:
+        """Cross-entropy of rows x (n, D) against target (n,) int64, summed, over ``count``; None is n. 0 of no row."""
         total = F.linear_cross_entropy(self.out(x), text.embeddings.weight, target, self.bias, reduction="sum")
-        return total / max(1, target.shape[0])
+        if isinstance(count, Tensor):
+            return total / count.to(total.dtype)
+        return total / max(1, target.shape[0] if count is None else count)
+
+    def count(self, text: TextTower, texts: Sequence[str]) -> int:
+        """How many tokens of B captions are predicted, known without the clips."""
+        raise NotImplementedError
 
 
 class MaskedLanguageHead(AuxiliaryHead):
@@ -139,6 +145,13 @@ class MaskedLanguageHead(AuxiliaryHead):
             )
         super().__init__(config, video, text)
 
+    def count(self, text: TextTower, texts: Sequence[str]) -> int:
+        """How many tokens of B captions are predicted, whatever the seeds."""
+        return sum(map(self._chosen, _maskable(text.tokenize(texts)).sum(1).tolist()))
+
+    def _chosen(self, maskable: int) -> int:
+        return max(1, math.floor(maskable * self.config.mlm_ratio + 0.5)) if maskable else 0
+
     def mask_tokens(
         self, ids: Tensor, maskable: Tensor, text: TextTower, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
@@ -161,7 +174,7 @@ class MaskedLanguageHead(AuxiliaryHead):
             if not len(places):
                 continue
             generator = torch.Generator().manual_seed(seed ^ _STREAM)
-            count = max(1, math.floor(len(places) * self.config.mlm_ratio + 0.5))
+            count = self._chosen(len(places))
             places = places[torch.rand(len(places), generator=generator).argsort()[:count]]
             fate = torch.rand(count, generator=generator)
             anything = torch.randint(vocabulary, (count,), generator=generator)
@@ -170,7 +183,15 @@ class MaskedLanguageHead(AuxiliaryHead):
             chosen[row, places] = True
         return hidden, chosen
 
-    def forward(self, out: EncoderOutput, text: TextTower, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def forward(
+        self,
+        out: EncoderOutput,
+        text: TextTower,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        count: int | Tensor | None = None,
+    ) -> Tensor:
         """Loss of B encoded clips and their captions, 0-d: the mean over the masked tokens of the batch.
 
         Args:
@@ -178,18 +199,20 @@ class MaskedLanguageHead(AuxiliaryHead):
             text: the tower whose sizes the head was made for.
             texts: B captions.
             seeds: B whole numbers that the masks are drawn from.
+            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of, or a 0-d
+                tensor above 0; None is that of these.
         """
         device = out.tokens.device
         batch = text.tokenize(texts)
         real = batch["attention_mask"].bool()
-        hidden, chosen = self.mask_tokens(batch["input_ids"], real & (batch["special_tokens_mask"] == 0), text, seeds)
+        hidden, chosen = self.mask_tokens(batch["input_ids"], _maskable(batch), text, seeds)
         states = text.states(hidden, batch["attention_mask"]).flatten(0, 1)
         rows = real.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
         x = F.gather_tokens(states, rows, distinct=True)
         x = self.fuse(x, group_texts(real, device), out)
         predicted = chosen[real].nonzero().squeeze(1).to(device, non_blocking=True)
         target = batch["input_ids"][chosen].to(device, non_blocking=True)
-        return self.loss(F.gather_tokens(x, predicted, distinct=True), text, target)
+        return self.loss(F.gather_tokens(x, predicted, distinct=True), text, target, count)
 
 
 class CaptioningHead(AuxiliaryHead):
@@ -238,20 +261,38 @@ class CaptioningHead(AuxiliaryHead):
         x = x + F.gather_tokens(self.pos, place.to(device, non_blocking=True))
         return self.fuse(x, group_texts(real, device), out)
 
-    def forward(self, out: EncoderOutput, text: TextTower, texts: Sequence[str]) -> Tensor:
+    def count(self, text: TextTower, texts: Sequence[str]) -> int:
+        """How many tokens of B captions are predicted: all but those that the tokenizer put in front."""
+        return int(_after_the_first(text.tokenize(texts)).sum())
+
+    def forward(
+        self, out: EncoderOutput, text: TextTower, texts: Sequence[str], *, count: int | Tensor | None = None
+    ) -> Tensor:
         """Loss of B encoded clips and their captions, 0-d: the mean over the tokens of the batch.
 
         Args:
             out: of the video encoder, masked or not.
             text: the tower whose sizes the head was made for.
             texts: B captions.
+            count: what the sum over tokens is divided by, ``count`` of a batch that these are a part of, or a 0-d
+                tensor above 0; None is that of these.
         """
         batch = text.tokenize(texts)
-        ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        leading = real & (real.cumsum(1) == 1) & (batch["special_tokens_mask"] != 0)
-        real = real & ~leading
+        ids, real = batch["input_ids"], _after_the_first(batch)
         x = self.decode(ids, real, text, out)
-        return self.loss(x, text, ids[real].to(x.device, non_blocking=True))
+        return self.loss(x, text, ids[real].to(x.device, non_blocking=True), count)
+
+
+def _maskable(batch: dict[str, Tensor]) -> Tensor:
+    """(B, L) bool, the real tokens that are not special."""
+    return batch["attention_mask"].bool() & (batch["special_tokens_mask"] == 0)
+
+
+def _after_the_first(batch: dict[str, Tensor]) -> Tensor:
+    """(B, L) bool, the real tokens without a special one in front."""
+    real = batch["attention_mask"].bool()
+    leading = real & (real.cumsum(1) == 1) & (batch["special_tokens_mask"] != 0)
+    return real & ~leading
 
 
 def make_head(config: AuxiliaryConfig, video: ViViT, text: TextTower) -> MaskedLanguageHead | CaptioningHead | None:

@@ -64,18 +64,23 @@ class Block(nn.Module):
         """Whether any of its parameters is trainable."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def forward(self, x: Tensor, group: Grouping, clips: Grouping, extra: Grouping | None = None) -> Tensor:
-        """X (M, D); attention runs within ``group`` and ``extra``, branches are dropped by ``clips``."""
+    def forward(
+        self, x: Tensor, group: Grouping, clips: Grouping, extra: Grouping | None = None, selective: bool = False
+    ) -> Tensor:
+        """X (M, D); attention runs within ``group`` and ``extra``, branches are dropped by ``clips``.
+
+        With ``selective`` the results of norms, activations and moves of rows are computed again in the backward.
+        """
 
         def drop(branch: Tensor) -> Tensor:
             return self.drop_path(branch, clips.segment, clips.sequences)
 
         if self.extra is not None and self.extra_first:
-            x = x + drop(self.extra(x, extra))
-        x = x + drop(self.attn(self.norm1(x), group))
+            x = x + drop(self.extra(x, extra, selective=selective))
+        x = x + drop(self.attn(x, group, norm=self.norm1, selective=selective))
         if self.extra is not None and not self.extra_first:
-            x = x + drop(self.extra(x, extra))
-        branch = self.mlp(self.norm2(x))
+            x = x + drop(self.extra(x, extra, selective=selective))
+        branch = self.mlp(x, norm=self.norm2, selective=selective)
         if self.adapter is None:
             return x + drop(branch)
         if self.adapter_position == "residual":

@@ -31,6 +31,15 @@ class Kept:
         """The same on another device."""
         return Kept(self.ids.to(device, non_blocking=non_blocking), self.split)
 
+    def pin_memory(self) -> Kept:
+        """The same in page-locked memory."""
+        return Kept(self.ids.pin_memory(), self.split)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids are."""
+        return self.ids.device
+
 
 Keep = Tensor | list[Tensor] | Kept | None
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvivit.functional as F
+from fastvivit._autocast import autocast_dtype
 from fastvivit.models import ViViTConfig
 from fastvivit.ops.tubelet_embed.geometry import Size3, grid_of
 from fastvivit.tokens import Views
@@ -128,11 +129,33 @@ class PatchEmbed(nn.Module):
     def forward(self, video: Tensor, keep: Tensor | None, views: Views, split: Sequence[int] | None = None) -> Tensor:
         """Kept tokens of (B, C, T, H, W) clips or (B, C, H, W) images, as ``F.tubelet_embed`` returns."""
         del split  # there is one view
-        norm = {"mean": self.mean, "std": self.std} if video.dtype == torch.uint8 else {}
         pos = self.positions(views[0])
         return F.tubelet_embed(
-            video, self.weight, self.bias, pos=pos, keep=keep, stride=self.stride, offset=self.offset, **norm
+            video,
+            self.weight,
+            self.bias,
+            pos=pos,
+            keep=keep,
+            stride=self.stride,
+            offset=self.offset,
+            **self._norm(video),
         )
+
+    def tubelets(self, pixels: Tensor, ids: Tensor, views: Views) -> Tensor:
+        """Tokens (M, D) of single tubelets (M, C, t, h, w), or patches (M, C, h, w), at places ``ids`` of a grid.
+
+        They are embedded as one clip, each on top of the other in time (images: in height), whose positions are
+        those of their places: so bias, position and product meet as in the whole clips, to the bit. That clip is a
+        view where each tubelet's pixels stand together as (t, h, w, C).
+        """
+        pos = self.positions(views[0])
+        # Cast here, autocast's way, so that the rows are moved in the dtype in which they are added.
+        pos = F.gather_tokens(pos.to(autocast_dtype(pixels) or self.weight.dtype), ids)
+        strip = pixels.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        return F.tubelet_embed(strip, self.weight, self.bias, pos=pos, **self._norm(pixels))[0]
+
+    def _norm(self, pixels: Tensor) -> dict[str, tuple[float, ...]]:
+        return {"mean": self.mean, "std": self.std} if pixels.dtype == torch.uint8 else {}
 
 
 class TubesEmbed(nn.Module):

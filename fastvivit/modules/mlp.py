@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastvivit.modules.linear import Linear
+from fastvivit.modules.recompute import through
 
 
 class QuickGELU(nn.Module):
@@ -38,6 +39,12 @@ class Mlp(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, D) → (M, D)."""
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, *, norm: nn.Module | None = None, selective: bool = False) -> Tensor:
+        """(M, D) → (M, D).
+
+        ``norm`` comes first; with ``selective`` what it and the activation give is computed again in the backward.
+        """
+        if selective:
+            hidden = self.fc1(x) if norm is None else through(self.fc1, norm, x)
+            return through(self.fc2, self.act, hidden)
+        return self.fc2(self.act(self.fc1(x if norm is None else norm(x))))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
-from torch.utils.checkpoint import checkpoint
 
 import fastvivit.functional as F
 from fastvivit._checks import require_tensor
 from fastvivit.modules.cross import CrossAttention, require_counts, require_lengths
 from fastvivit.modules.linear import Linear
 from fastvivit.modules.mlp import Mlp
+from fastvivit.modules.offload import HostOffload
+from fastvivit.modules.recompute import checkpointed
 from fastvivit.ops.checked_cu_seqlens import checked_cu_seqlens
 
 
@@ -126,6 +127,7 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(dim, eps)
         self.out_proj = Linear(dim, out_dim) if out_dim is not None else nn.Identity()
         self.checkpointing = False
+        self.offload: HostOffload | None = None
 
     @property
     def num_features(self) -> int:
@@ -136,9 +138,13 @@ class PerceiverResampler(nn.Module):
         """Names of parameters that an optimiser should not decay, beside those of one dimension."""
         return {"latents"}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside layers while training; they are computed again in the backward."""
+    def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
+        """Keep no activations inside layers while training; they are computed again in the backward.
+
+        With ``offload`` the inputs that are kept wait in host memory: see ``HostOffload``.
+        """
         self.checkpointing = enable
+        self.offload = HostOffload() if enable and offload else None
 
     def forward(
         self,
@@ -186,7 +192,7 @@ class PerceiverResampler(nn.Module):
         latents = self.latents.repeat(clips, 1)
         for layer in self.layers:
             if self.checkpointing and self.training:
-                latents = checkpoint(layer, latents, x, keys, use_reentrant=False)
+                latents = checkpointed(layer, latents, x, keys, offload=self.offload)
             else:
                 latents = layer(latents, x, keys)
         return self.out_proj(self.norm(latents)).unflatten(0, (clips, self.latents.shape[0]))

@@ -1,4 +1,4 @@
-"""Tokens of a clip averaged over time, place by place."""
+"""Tokens of a clip averaged: all of them, or over time, place by place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import fastvivit.functional as F
-from fastvivit.modules.vivit import EncoderOutput
+from fastvivit.modules.passes import EncoderOutput
+from fastvivit.tokens import Tokens
 
 
 def temporal_mean(out: EncoderOutput) -> tuple[Tensor, Tensor]:
@@ -40,3 +41,28 @@ def temporal_mean(out: EncoderOutput) -> tuple[Tensor, Tensor]:
     segment = torch.where(out.place < 0, clips * places, clip * places + out.place % area)
     mean, count = F.segment_mean(out.tokens, segment, clips * places + 1)
     return mean[:-1].unflatten(0, (clips, places)), (count[:-1] > 0).unflatten(0, (clips, places))
+
+
+def mean_of_clips(x: Tensor, tokens: Tokens, *, cls: bool) -> Tensor:
+    """Average the tokens of each clip.
+
+    Args:
+        x: (M, D) packed rows.
+        tokens: where they stand.
+        cls: average the CLS tokens, of the sequences that something was kept of, instead of the others.
+
+    Returns:
+        (B, D).
+    """
+    clip = tokens.by_clip.segment
+    if tokens.cls is not None:
+        wanted = tokens.place >= 0
+        if cls:
+            wanted = ~wanted
+            if tokens.cls != "clip":
+                # The CLS of a slot or a tube of which nothing was kept has seen nothing of the clip.
+                group = tokens.grouping(tokens.cls)
+                wanted &= (group.cu_seqlens.diff() > 1)[group.segment]
+        # Rows that are not asked for go to a segment that nobody reads.
+        clip = torch.where(wanted, clip, tokens.clips)
+    return F.segment_mean(x, clip, tokens.clips + (tokens.cls is not None))[0][: tokens.clips]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fastvivit.modules.offload import HostOffload, offloading
+
 
 class TextTower(nn.Module):
     """Captions as the mean of their token states, padding left out (paper, section 3.1).
@@ -20,6 +22,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.offload: HostOffload | None = None
         limits = (getattr(tokenizer, "model_max_length", None), getattr(model.config, "max_position_embeddings", None))
         self.max_length = max_length or min(512, *(limit for limit in limits if limit))
 
@@ -32,6 +35,23 @@ class TextTower(nn.Module):
     def embeddings(self) -> nn.Embedding:
         """The word embeddings of the text model; their weight is (V, De)."""
         return self.model.get_input_embeddings()
+
+    def set_grad_checkpointing(self, enable: bool = True, *, offload: bool = False) -> None:
+        """Keep no activations inside the model's blocks while training; they are computed again in the backward.
+
+        By transformers' own means; a model that has none stays as it is. With ``offload`` the inputs that are kept
+        wait in host memory: see ``HostOffload``.
+        """
+        self.offload = None
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            return
+        # transformers 5 has renamed what its version 4 calls gradient checkpointing.
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        if enable:
+            getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+            self.offload = HostOffload() if offload else None
+        else:
+            getattr(self.model, f"{kind}_checkpointing_disable")()
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Strings as token ids, on the CPU.
@@ -48,20 +68,18 @@ class TextTower(nn.Module):
         """
         if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"texts: wanted a list of strings, at least one, got {texts!r}")
-        batch = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_special_tokens_mask=True,
-            return_tensors="pt",
-        )
+        options = {"truncation": True, "return_special_tokens_mask": True, "return_tensors": "pt"}
+        batch = self.tokenizer(list(texts), padding=True, max_length=self.max_length, **options)
+        if not batch["input_ids"].shape[1]:
+            # Texts without a token, and nobody beside them who has one: models want a place, if only of padding.
+            batch = self.tokenizer(list(texts), padding="max_length", max_length=1, **options)
         return {name: batch[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L, width) states of ``input_ids`` and ``attention_mask`` of ``tokenize``, on the model's device."""
         device = next(self.model.parameters()).device
-        return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+        with offloading(self.offload):
+            return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Return (B, width) for a list of B strings. Raises ``ValueError`` for anything else, or for none."""

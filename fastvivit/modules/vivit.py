@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
@@ -17,45 +15,15 @@ from fastvivit.modules.block import Block
 from fastvivit.modules.clips import Clips, Keep, Kept, in_grid_order
 from fastvivit.modules.cross import AttentionPool
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
-from fastvivit.tokens import Grid, Tokens, Views
+from fastvivit.modules.offload import HostOffload
+from fastvivit.modules.passes import Begun, EncoderOutput
+from fastvivit.modules.pooling import mean_of_clips
+from fastvivit.modules.recompute import checkpointed, require_policy
+from fastvivit.modules.tubelets import Tubelets, embed_tubelets
+from fastvivit.tokens import Tokens
 
 # The sequences that a block's attention runs in, by ``ViViTConfig.attention``.
 GROUPS = {"joint": "clip", "frame": "frame", "factorised": "frame", "tubes": "view"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderOutput:
-    """What an encoder returns.
-
-    Attributes:
-        tokens: (M, D) packed tokens after the final norm, clip after clip, in the order of ``keep``; a CLS token
-            before those it leads. With a CLS token a time slot or a tube they stand sequence after sequence,
-            ids ascending: ``place`` says which is which.
-        cu_seqlens: (B + 1,) int32 rows of each clip.
-        place: (M,) int64 grid id of each row, -1 for a CLS token.
-        keep: grid ids of the tokens, in the form they were given: (B, K) int64, a list of B tensors, or None
-            for all.
-        grid: (T', H', W') of the clips; a list of B where they came as a list. With tubes each is a tuple of
-            grids.
-        pooled: (B, D), as the configuration pools; None without pooling.
-        layers: the tokens after each block asked for, before the final norm.
-    """
-
-    tokens: Tensor
-    cu_seqlens: Tensor
-    place: Tensor
-    keep: Keep
-    grid: Grid | Views | list[Grid] | list[Views]
-    pooled: Tensor | None
-    counts: list[int] = field(repr=False)
-    layers: tuple[Tensor, ...] = ()
-
-    @property
-    def last_hidden_state(self) -> Tensor:
-        """(B, K, D). Raises ``ValueError`` where clips kept different numbers of tokens."""
-        if any(count != self.counts[0] for count in self.counts):
-            raise ValueError(f"last_hidden_state: wanted clips with equally many tokens, got {self.counts}; use tokens")
-        return self.tokens.unflatten(0, (len(self.counts), self.counts[0]))
 
 
 class ViViT(nn.Module):
@@ -94,7 +62,8 @@ class ViViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rate, extra=extra) for rate in config.drop_rates)
         self.norm = nn.LayerNorm(config.width, config.eps) if config.final_norm else nn.Identity()
         self.pool = AttentionPool(config.width, config.pool_heads) if config.pool == "attention" else None
-        self.checkpointing = False
+        self.checkpointing: str | None = None
+        self.offload: HostOffload | None = None
         self.tuning: dict[str, Any] | None = None
         self.imported = None
 
@@ -108,9 +77,33 @@ class ViViT(nn.Module):
         ends = (".pos", ".pos_time", "cls", "cls_pos", "pool.query")
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations inside blocks while training; they are computed again in the backward."""
-        self.checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, policy: str = "full", *, offload: bool = False) -> None:
+        """Keep less of what blocks compute while training; the backward computes it again. No number changes.
+
+        Kept of a block, in numbers of its dtype a token, D wide and F in the feed-forward layer:
+
+        | | numbers | at F = 4 D | computed again |
+        | --- | --- | --- | --- |
+        | off | 8 D + 2 F | 16 D | nothing |
+        | "selective" | 6 D + F | 10 D | LayerNorms, the activation, moves of rows |
+        | "full" | D | D | the block |
+
+        The 6 D are the block's input, queries, keys and values, what attention gives, and the sum of that and the
+        input. Off and "selective" keep 4 bytes a head more, and 16 of the norms. Autocast on a GPU norms in float32:
+        off, the two sums then take twice their bytes. A second attention (factorised encoder) keeps 7 D beside all
+        this, "selective" 6 D. The activation "quick_gelu" keeps F more.
+
+        Args:
+            enable: or keep everything.
+            policy: "full" or "selective".
+            offload: what "full" keeps waits in host memory: see ``HostOffload``.
+
+        Raises:
+            ValueError: an unknown policy; ``offload`` with another than "full".
+        """
+        require_policy(policy, offload)
+        self.checkpointing = policy if enable else None
+        self.offload = HostOffload() if enable and offload else None
 
     @torch.no_grad()
     def extend_frames(self, frames: int, how: str = "interpolate") -> None:
@@ -140,7 +133,7 @@ class ViViT(nn.Module):
 
     def forward(
         self,
-        video: Tensor | Sequence[Tensor],
+        video: Tensor | Sequence[Tensor] | Tubelets,
         *,
         mask_ratio: float = 0.0,
         keep: Keep = None,
@@ -151,10 +144,10 @@ class ViViT(nn.Module):
         """Encode clips, or images.
 
         Args:
-            video: (B, C, T, H, W) clips, (B, C, H, W) images, or a list of B clips (C, T_i, H_i, W_i). uint8
-                is normalised with the configured mean and std; floating pixels are taken as they are. With
-                fewer frames than positions the first ones are used; other heights and widths interpolate
-                them.
+            video: (B, C, T, H, W) clips, (B, C, H, W) images, a list of B clips (C, T_i, H_i, W_i), or the kept
+                ``Tubelets`` of clips, of which nothing more is dropped. uint8 is normalised with the configured
+                mean and std; floating pixels are taken as they are. With fewer frames than positions the first
+                ones are used; other heights and widths interpolate them.
             mask_ratio: share of each clip's tokens to drop, in eval too; drawn by ``F.random_keep``.
             keep: the tokens to keep instead: (B, K) int64 ids, or a list of B tensors of them. Distinct in a
                 clip. Which tube an id belongs to is read from the ids (on a GPU that waits for them).
@@ -170,20 +163,58 @@ class ViViT(nn.Module):
             ValueError: a wrong shape or number, more frames than positions, both ``keep`` and ``mask_ratio``,
                 ids out of range or repeated.
         """
-        if keep is not None and mask_ratio:
-            raise ValueError(f"mask_ratio: wanted 0 beside keep, got {mask_ratio}")
         layers = tuple(layers)
-        for layer in layers:
-            if not 0 <= layer < len(self.blocks):
-                raise ValueError(f"layers: wanted blocks in 0..{len(self.blocks) - 1}, got {layer}")
-        clips = Clips(video, self.embed, self.image)
-        if mask_ratio:
-            keep = clips.draw(mask_ratio, generator, strategy)
+        self._require_layers(layers, 0)
+        begun = self.begin(video, mask_ratio=mask_ratio, keep=keep, generator=generator, strategy=strategy)
+        return self.finish(begun, layers=layers)
+
+    def begin(
+        self,
+        video: Tensor | Sequence[Tensor] | Tubelets,
+        *,
+        upto: int = 0,
+        mask_ratio: float = 0.0,
+        keep: Keep = None,
+        generator: torch.Generator | None = None,
+        strategy: str = "random",
+    ) -> Begun:
+        """The first part of ``forward``: embed the kept tokens, and run the first ``upto`` blocks.
+
+        What comes before the first trainable block is the same in every pass, and may be kept (``frozen_blocks``).
+
+        Args:
+            video: as ``forward`` takes it, and so are those not listed here.
+            upto: blocks to run, 0 to the depth.
+            mask_ratio: see ``forward``.
+            keep: see ``forward``.
+            generator: see ``forward``.
+            strategy: see ``forward``.
+
+        Returns:
+            ``Begun``; ``finish`` makes of it what ``forward`` returns.
+
+        Raises:
+            ValueError: ``upto`` out of range, and what ``forward`` raises.
+        """
+        given = isinstance(video, Tubelets)
+        if mask_ratio and (given or keep is not None):
+            raise ValueError(f"mask_ratio: wanted 0 beside {'Tubelets' if given else 'keep'}, got {mask_ratio}")
+        if given and keep is not None:
+            raise ValueError("keep: wanted None beside Tubelets, which say themselves what they are, got ids")
+        if not 0 <= upto <= len(self.blocks):
+            raise ValueError(f"upto: wanted 0..{len(self.blocks)} blocks, got {upto}")
         group = GROUPS[self.config.attention]
         cls = group if self.config.class_token else None
-        x, tokens = clips.embed(keep, cls)
+        if given:
+            x, tokens = embed_tubelets(video, self.embed, self.image, cls)
+            grid, drawn = tokens.views[0][0], False
+        else:
+            clips = Clips(video, self.embed, self.image)
+            if mask_ratio:
+                keep = clips.draw(mask_ratio, generator, strategy)
+            x, tokens = clips.embed(keep, cls)
+            grid, drawn = clips.grid, isinstance(keep, Kept) or bool(mask_ratio)
         restore = None
-        drawn = isinstance(keep, Kept) or bool(mask_ratio)
         if group != "clip" and keep is not None and not drawn:
             # A sequence's tokens have to stand together. Ours are drawn in order; a caller's may not be.
             x, tokens, restore = in_grid_order(x, tokens)
@@ -192,7 +223,28 @@ class ViViT(nn.Module):
             restore = None
         if drawn:
             keep = keep.ids if isinstance(keep, Kept) else [one.ids[0] for one in keep]
-        x, found = self._run(self.pre_norm(x), tokens, layers)
+        elif given:
+            keep = video.keep
+        x, _ = self._run(self.pre_norm(x), tokens, 0, upto, ())
+        return Begun(x=x, tokens=tokens, blocks=upto, keep=keep, grid=grid, restore=restore)
+
+    def finish(self, begun: Begun, *, layers: Sequence[int] = ()) -> EncoderOutput:
+        """The rest of ``forward``: the blocks that ``begin`` left out, final norm, pooling.
+
+        Args:
+            begun: of this encoder.
+            layers: as ``forward`` takes them, of the blocks that are run here.
+
+        Returns:
+            ``EncoderOutput``.
+
+        Raises:
+            ValueError: a layer that isn't there, or that ``begin`` has run.
+        """
+        layers, tokens, restore = tuple(layers), begun.tokens, begun.restore
+        self._require_layers(layers, begun.blocks)
+        x, found = self._run(begun.x, tokens, begun.blocks, len(self.blocks), layers)
+        x = self.norm(x)
         pooled = self._pooled(x, tokens)
         place = tokens.place
         if restore is not None:
@@ -202,15 +254,38 @@ class ViViT(nn.Module):
             tokens=x,
             cu_seqlens=tokens.by_clip.cu_seqlens,
             place=place,
-            keep=keep,
-            grid=clips.grid,
+            keep=begun.keep,
+            grid=begun.grid,
             pooled=pooled,
             counts=tokens.counts,
             layers=tuple(found),
         )
 
-    def _run(self, x: Tensor, tokens: Tokens, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Blocks and final norm: the tokens, and those after each block asked for."""
+    def frozen_blocks(self, *, images: bool = False) -> int:
+        """Blocks that run before anything trainable, the embedding counted with them: what ``begin`` may run once.
+
+        Args:
+            images: of images, which have an embedding of their own; else of clips.
+
+        Returns:
+            0 to the depth; 0 where the embedding (or a CLS token) is trained.
+        """
+        first = [self.image if images else self.embed, self.pre_norm]
+        before = [p for module in first for p in module.parameters()]
+        before += [p for p in (self.cls, self.cls_pos) if p is not None]
+        if any(p.requires_grad for p in before):
+            return 0
+        return next((i for i, block in enumerate(self.blocks) if block.trains), len(self.blocks))
+
+    def _require_layers(self, layers: Sequence[int], first: int) -> None:
+        for layer in layers:
+            if not first <= layer < len(self.blocks):
+                raise ValueError(f"layers: wanted blocks in {first}..{len(self.blocks) - 1}, got {layer}")
+
+    def _run(
+        self, x: Tensor, tokens: Tokens, first: int, last: int, layers: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Blocks ``first`` to ``last - 1``: the tokens, and those after each block asked for."""
         group = tokens.grouping(GROUPS[self.config.attention])
         extra = None
         if self.config.attention == "factorised":
@@ -218,30 +293,20 @@ class ViViT(nn.Module):
         elif self.config.cross_view:
             extra = tokens.by_clip
         found = {}
-        for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training and (x.requires_grad or block.trains):
-                x = checkpoint(block, x, group, tokens.by_clip, extra, use_reentrant=False)
+        for index in range(first, last):
+            block = self.blocks[index]
+            saving = self.checkpointing is not None and self.training and (x.requires_grad or block.trains)
+            inputs = (x, group, tokens.by_clip, extra)
+            if saving and self.checkpointing == "full":
+                x = checkpointed(block, *inputs, offload=self.offload)
             else:
-                x = block(x, group, tokens.by_clip, extra)
+                x = block(*inputs, True) if saving else block(*inputs)
             if index in layers:
                 found[index] = x
-        return self.norm(x), [found[index] for index in layers]
+        return x, [found[index] for index in layers]
 
     def _pooled(self, x: Tensor, tokens: Tokens) -> Tensor | None:
         """(B, D) of all rows (M, D)."""
-        clip = tokens.by_clip.segment
         if self.config.pool == "attention":
             return self.pool(x, tokens.by_clip.cu_seqlens, tokens.by_clip.max_seqlen)
-        if self.config.pool is None:
-            return None
-        if tokens.cls is not None:
-            wanted = tokens.place >= 0
-            if self.config.pool == "cls":
-                wanted = ~wanted
-                if tokens.cls != "clip":
-                    # The CLS of a slot or a tube of which nothing was kept has seen nothing of the clip.
-                    group = tokens.grouping(tokens.cls)
-                    wanted &= (group.cu_seqlens.diff() > 1)[group.segment]
-            # Rows that are not asked for go to a segment that nobody reads.
-            clip = torch.where(wanted, clip, tokens.clips)
-        return F.segment_mean(x, clip, tokens.clips + (tokens.cls is not None))[0][: tokens.clips]
+        return None if self.config.pool is None else mean_of_clips(x, tokens, cls=self.config.pool == "cls")

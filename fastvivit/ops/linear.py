@@ -30,18 +30,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return LINEAR(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, x: Tensor | None, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias = needs
-    none = grad.new_empty(0)
+    # Outputs of an op may not share memory, not even none.
     return (
-        product(grad, weight.t()) if needs_x else none,
-        product(grad.t(), x.t()) if needs_weight else none,
-        grad.sum(0) if needs_bias else none,
+        product(grad, weight.t()) if needs_x else grad.new_empty(0),
+        product(grad.t(), x.t()) if needs_weight else grad.new_empty(0),
+        grad.sum(0) if needs_bias else grad.new_empty(0),
     )
 
 
 def _fake_backward(grad, x, weight, needs):
-    shapes = (x.shape, weight.shape, weight.shape[:1])
+    shapes = ((grad.shape[0], weight.shape[1]), weight.shape, weight.shape[:1])
     return tuple(grad.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
 
 
@@ -56,18 +56,21 @@ LINEAR = define(
     _flops,
 )
 BACKWARD = define(
-    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    "linear_backward(Tensor grad, Tensor? x, Tensor weight, bool[] needs) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
-    lambda grad, x, weight, needs, *_args, **_kwargs: _flops(x, weight, None) * (bool(needs[0]) + bool(needs[1])),
+    lambda grad, x, weight, needs, *_args, **_kwargs: (
+        2 * grad[0] * weight[0] * weight[1] * (bool(needs[0]) + bool(needs[1]))
+    ),
 )
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
         ctx.needs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        # The rows are for the gradient of the weight alone: many, and not wanted where it is frozen.
+        ctx.save_for_backward(x if ctx.needs[1] else None, weight)
         return LINEAR.below_autograd(x, weight, bias)
 
     @staticmethod

@@ -14,6 +14,8 @@ from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.loop import fit
+from fastvivit.train.memory import MemoryConfig
+from fastvivit.train.shortage import OutOfMemory
 from fastvivit.train.step import NonFiniteLoss
 from fastvivit.train.tables import (
     DataConfig,
@@ -22,7 +24,9 @@ from fastvivit.train.tables import (
     OptimiserConfig,
     RunConfig,
     ScheduleConfig,
+    SourceConfig,
     TextConfig,
+    TuningConfig,
 )
 from fastvivit.train.vision import VisionCache, VisionDataset
 
@@ -36,13 +40,17 @@ __all__ = [
     "InitConfig",
     "LanguageConfig",
     "MaskConfig",
+    "MemoryConfig",
     "NonFiniteLoss",
     "OptimiserConfig",
+    "OutOfMemory",
     "ResamplerConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TextConfig",
     "TrainConfig",
+    "TuningConfig",
     "VisionCache",
     "VisionConfig",
     "VisionDataset",

@@ -1,4 +1,4 @@
-"""The model of a run, its weights drawn from the run's seed."""
+"""Parts of a dual encoder, their weights drawn from the run's seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from fastvivit.models import ViViTConfig
-from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.text import TextTower
 from fastvivit.modules.vivit import ViViT
 from fastvivit.train.config import TrainConfig
@@ -16,31 +15,22 @@ from fastvivit.train.tables import InitConfig, TextConfig
 from fastvivit.train.words import word_tokenizer
 
 
-def build_model(config: TrainConfig, captions: Iterable[str]) -> VideoTextModel:
-    """A dual encoder on the CPU, in train mode.
-
-    Args:
-        config: the run.
-        captions: of the training clips; a text tower from scratch takes its vocabulary from them.
+def build_text(config: TrainConfig, captions: Iterable[str]) -> TextTower:
+    """The text tower: of a local folder, or a small one over the words of ``captions``.
 
     Raises:
-        ValueError: a text folder without a model or tokenizer; an auxiliary head that does not fit it.
+        ValueError: a folder without a model or tokenizer.
         ImportError: transformers is not installed.
     """
-    if config.text.folder is None:
-        text = scratch_tower(config.text, captions, mask_token=config.auxiliary.kind == "mlm")
-    else:
-        text = local_tower(config.text)
-    model = VideoTextModel(build_encoder(config.model, config.init), text, config.dim, config.auxiliary)
-    if config.grad_checkpointing:
-        model.video.set_grad_checkpointing()
-    return model.train()
+    if config.text.folder is not None:
+        return local_tower(config.text)
+    return scratch_tower(config.text, captions, mask_token=config.auxiliary.kind == "mlm")
 
 
 @torch.no_grad()
-def build_encoder(config: ViViTConfig, init: InitConfig) -> ViViT:
-    """The video encoder, without a path for images: runs train on clips, and it would get no gradient."""
-    encoder = ViViT(config.replace(images=False))
+def build_encoder(config: ViViTConfig, init: InitConfig, *, images: bool = False) -> ViViT:
+    """The video encoder; its path for images is left out where no images come, since it would get no gradient."""
+    encoder = ViViT(config.replace(images=images))
     if init.time_std:
         encoder.embed.offset_times_(init.time_std)
     return encoder

@@ -19,6 +19,7 @@ from fastvivit.train.caption_tables import LanguageConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import Found, find_model
 from fastvivit.train.language import local_language, scratch_language
+from fastvivit.train.memory import apply_memory
 
 LANGUAGE = "language"  # where a run keeps a language model that it made itself
 _TUBES_LATENTS = 256
@@ -102,8 +103,7 @@ def build_captioner(
         model = VideoCaptioner(
             start, lm, tokenizer, _resampler(language, start, width_of(lm)), **asdict(language.cross)
         )
-    if config.grad_checkpointing:
-        model.set_grad_checkpointing()
+    apply_memory(model, config.memory)
     return model.train()
 
 

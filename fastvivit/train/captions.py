@@ -11,11 +11,11 @@ import torch
 from fastvivit import metrics
 from fastvivit.caption import VideoCaptioner, Vision
 from fastvivit.data import ClipDataset
+from fastvivit.data.manifest import clips_of
 from fastvivit.train.evaluate import heldout_batches
 from fastvivit.train.progress import progress
 from fastvivit.train.step import draw_masks
 from fastvivit.train.tables import MaskConfig
-from fastvivit.train.vision import collate_either
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class CaptionEvaluation:
         scores: ``loss`` by token over the first caption of each clip; ``clips`` and ``broken``; where texts were
             written ``described``, and of ``fastvivit.metrics.captions`` ``cider_d``, ``rouge_l_coco``,
             ``rouge_l_f1`` and ``bleu_1`` to ``bleu_4``.
-        entries: entry of the data set of each text.
+        entries: entry of the data set of each text, the first of those of the same clip.
         texts: what the model wrote.
         references: the captions of those clips.
     """
@@ -62,6 +62,8 @@ def evaluate_captions(
 ) -> CaptionEvaluation:
     """Score a captioner; it is left in the mode it was in. Greedy texts, so the same every time.
 
+    Entries of the same part of the same file are one clip, and the captions of all are its references.
+
     Args:
         model: it.
         dataset: clips, as a ClipDataset or a VisionDataset, at the epoch it stands at.
@@ -79,33 +81,34 @@ def evaluate_captions(
     if describe < 0:
         raise ValueError(f"describe: wanted at least 0, got {describe}")
     device, mask = next(model.layers.parameters()).device, MaskConfig(ratio=0.0) if mask is None else mask
-    every = -(-len(dataset) // describe) if describe else 0
+    own = clips_of(dataset.entries)
+    shown_of = set(list(own)[:: -(-len(own) // describe)]) if describe else set()
     training, total, tokens, clips = model.training, 0.0, 0, 0
     entries: list[int] = []
     texts: list[str] = []
     model.eval()
     try:
-        with progress(len(dataset), "held-out clips", "clip", quiet=quiet) as advance:
-            for batch, good in heldout_batches(dataset, batch_size, workers, collate_either):
+        with progress(len(own), "held-out clips", "clip", quiet=quiet) as advance:
+            for batch, good in heldout_batches(dataset, batch_size, workers, list(own)):
                 advance(len(batch["index"]))
                 if not good:
                     continue
                 found = batch["index"].tolist()
                 vision = see(model, batch, mask, device)
                 vision = Vision(vision.tokens[good], vision.mask[good])
-                captions = [dataset.entries[found[row]].captions[0] for row in good]
+                captions = [own[found[row]].captions[0] for row in good]
                 count = sum(model.texts.targets([prompt] * len(good), captions, device, ended=True).counts)
                 total += float(model(vision, captions, prompts=prompt)) * count
                 tokens, clips = tokens + count, clips + len(good)
-                chosen = [place for place, row in enumerate(good) if every and found[row] % every == 0]
+                chosen = [place for place, row in enumerate(good) if found[row] in shown_of]
                 if chosen:
                     shown = Vision(vision.tokens[chosen], vision.mask[chosen])
                     texts += model.generate(shown, prompt, max_new_tokens)
                     entries += [found[good[place]] for place in chosen]
     finally:
         model.train(training)
-    references = [list(dataset.entries[entry].captions) for entry in entries]
-    scores = {"loss": total / tokens, "clips": float(clips), "broken": float(len(dataset) - clips)}
+    references = [list(own[entry].captions) for entry in entries]
+    scores = {"loss": total / tokens, "clips": float(clips), "broken": float(len(own) - clips)}
     if texts:
         scores |= {"described": float(len(texts))} | _text_scores(texts, references)
     return CaptionEvaluation(scores=scores, entries=entries, texts=texts, references=references)

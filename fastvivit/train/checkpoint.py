@@ -25,6 +25,8 @@ from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import write_layers
 from fastvivit.pretrained import WEIGHTS, load_weights, write_pretrained
 from fastvivit.train.optimiser import load_optimiser, optimiser_tensors
+from fastvivit.train.parallel import gathered, parts_of, whole_weights
+from fastvivit.train.ranks import Ranks
 
 FOLDER, TENSORS, STATE = "checkpoints", "training.safetensors", "training.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -51,10 +53,13 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     keep_last: int = 3,
+    frozen: dict[str, str] | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Write the checkpoint of ``step``, then remove all but the last ``keep_last``.
 
-    Killed at any instant, it leaves the checkpoints before it as they were.
+    Killed at any instant, it leaves the checkpoints before it as they were. Of several ranks the first writes, when it
+    has what the others hold: the files are those of one process, but for a state of the random generators each.
 
     Args:
         run: the run's folder.
@@ -63,20 +68,28 @@ def save_checkpoint(
         optimiser: its optimiser.
         state: anything else, as plain JSON.
         keep_last: how many stay.
+        frozen: hashes of a captioner's frozen models, ``frozen_hashes``, if they are known already.
+        ranks: of the run; all of them call this.
 
     Returns:
         The checkpoint's folder.
     """
-    target = run / FOLDER / f"step-{step:08d}"
-    if target.exists():  # made by this run at this very step, or by the one that it goes on with
+    target, ranks = run / FOLDER / f"step-{step:08d}", ranks or Ranks()
+    if ranks.lead(target.exists):  # made by this run at this very step, or by the one that it goes on with
         return target
+    weights = whole_weights(model, ranks)
+    tensors = gathered(optimiser_tensors(model, optimiser), ranks)
+    random = ranks.gather(_random_states())
+    if not ranks.first:
+        return target
+    for rank, states in enumerate(random):
+        tensors |= {f"random/{name}" if ranks.alone else f"random/{rank}/{name}": t for name, t in states.items()}
     with written_whole(target) as scratch:
         if isinstance(model, VideoCaptioner):
-            write_layers(model, scratch)
+            write_layers(model, scratch, frozen)
         else:
-            write_pretrained(model, scratch)
-        tensors = optimiser_tensors(model, optimiser) | _random_states()
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS)
+            write_pretrained(model, scratch, weights)
+        save_file(tensors, scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps({"format": _FORMAT, "step": step} | state, indent=2) + "\n")
     for old in checkpoints(run)[:-keep_last]:
         # Renamed first: a kill half-way through a removal must not leave something that looks finished.
@@ -84,6 +97,14 @@ def save_checkpoint(
         old.rename(gone)
         shutil.rmtree(gone)
     return target
+
+
+def save_model(folder: Path, model: nn.Module, ranks: Ranks) -> None:
+    """``fastvivit.save_pretrained`` of a model of which ranks may hold parts; all of them call this."""
+    weights = whole_weights(model, ranks)
+    if ranks.first:
+        with written_whole(folder) as scratch:
+            write_pretrained(model, scratch, weights)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -101,8 +122,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights, optimiser state and random states in place.
+def load_checkpoint(
+    checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks | None = None
+) -> bool:
+    """Put a checkpoint's weights, optimiser state and random states in place; every rank reads it.
+
+    Returns:
+        Whether it has random states for so many ranks; those of another number of them are left out.
 
     Raises:
         ValueError: weights or state that do not fit the model, or can't be read.
@@ -112,24 +138,34 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
         if isinstance(model, VideoCaptioner):
             model.load(checkpoint)
         else:
-            load_weights(model, load_file(checkpoint / WEIGHTS), f"checkpoint: {checkpoint}")
+            weights = parts_of(load_file(checkpoint / WEIGHTS), model)
+            load_weights(model, weights, f"checkpoint: {checkpoint}")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"checkpoint: {checkpoint} can't be loaded: {error}") from error
     random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random/")}
     load_optimiser(model, optimiser, tensors)
-    torch.set_rng_state(random["random/cpu"])
-    if "random/cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["random/cuda"])
+    ranks = ranks or Ranks()
+    saved = sum(name.endswith("/cpu") for name in random)
+    if saved != ranks.size:
+        return False
+    own = "random" if ranks.alone else f"random/{ranks.rank}"
+    torch.set_rng_state(random[f"{own}/cpu"])
+    if f"{own}/cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random[f"{own}/cuda"])
+    return True
 
 
 def remove_scratch(run: Path) -> None:
     """Remove what killed writers left."""
     for path in (*(run / FOLDER).glob(".step-*"), *run.glob(".language-*"), *run.glob(".model-*")):
         shutil.rmtree(path, ignore_errors=True)
+    for name in (".config.json-*", ".metrics.jsonl-*"):
+        for path in run.glob(name):
+            path.unlink(missing_ok=True)
 
 
 def _random_states() -> dict[str, Tensor]:
-    states = {"random/cpu": torch.get_rng_state()}
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["random/cuda"] = torch.cuda.get_rng_state()
+        states["cuda"] = torch.cuda.get_rng_state()
     return states

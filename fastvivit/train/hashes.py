@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from fastvivit.data.members import file_stamp, open_file
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,15 +34,14 @@ class FileHashes:
                 continue  # cut off by a kill: that file is read again
 
     def __call__(self, path: Path) -> str:
-        """The hash of a file's bytes.
+        """The hash of the bytes of a file, or of a member of a tar.
 
         Raises:
             OSError: that file can't be read.
         """
-        about = path.stat()
-        place = (str(path.absolute()), about.st_size, about.st_mtime_ns)
+        place = (str(path.absolute()), *file_stamp(path))
         if place not in self._known:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             self._known[place] = found
             self._note(dict(zip(("path", "size", "mtime"), place, strict=True)) | {"hash": found})

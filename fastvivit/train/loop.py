@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,33 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastvivit
-from fastvivit.data import EpochSampler
+from fastvivit._folders import file_written_whole
+from fastvivit.caption import VideoCaptioner
+from fastvivit.caption.files import frozen_hashes
+from fastvivit.data import EpochSampler, Mix, MixSampler
 from fastvivit.data.dataset import Failure
-from fastvivit.pretrained import CONFIG, save_pretrained
+from fastvivit.data.seeds import sample_seed
+from fastvivit.pretrained import CONFIG
 from fastvivit.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_state,
     remove_scratch,
     save_checkpoint,
+    save_model,
 )
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
-from fastvivit.train.journal import Journal
-from fastvivit.train.optimiser import make_optimiser
+from fastvivit.train.journal import Journal, Silence
+from fastvivit.train.meter import Meter
+from fastvivit.train.optimiser import make_optimiser, widen_masters
+from fastvivit.train.parallel import spread
+from fastvivit.train.ranks import Ranks, joined
 from fastvivit.train.report import write_report
+from fastvivit.train.shortage import shortages_explained
 from fastvivit.train.stages import Stage, make_stage
 from fastvivit.train.stages.base import Scored
+from fastvivit.train.starvation import Starvation, usable_cores
 from fastvivit.train.step import train_step
 
 
@@ -52,6 +62,9 @@ def fit(
     end ``model`` (for ``fastvivit.load_pretrained``) and ``report.html``. Killed at any instant and resumed,
     a run gives the same losses, to the bit, on the same machine.
 
+    Started by ``torchrun`` with several processes, it is the same run: each takes its part of every batch, and losses
+    and gradients are those of one process, to rounding. Rank 0 alone writes and prints.
+
     Args:
         config: the run.
         out: its folder; made if it doesn't exist.
@@ -65,39 +78,59 @@ def fit(
     Raises:
         ValueError: a folder that holds a run already (without ``resume``), or one with other settings; bad
             data.
+        OutOfMemory: a step needed more memory than there is; the message says what to turn.
         NonFiniteLoss: the loss or gradient became NaN or infinite; the checkpoints before it are intact.
-        KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    out = Path(out)
     device = choose_device(config)
+    with joined(device) as ranks:
+        return _fit(config, Path(out), ranks, device, resume=resume, quiet=quiet, name=name)
+
+
+def _fit(
+    config: TrainConfig, out: Path, ranks: Ranks, device: torch.device, *, resume: bool, quiet: bool, name: str
+) -> Path:
     stage = make_stage(config)
+    if not (ranks.alone or stage.spreads):
+        raise ValueError(f"stage: wanted one process for {config.stage!r}, got {ranks.size}")
     config = stage.config  # what was left out is said
+    stage.ranks = ranks
     sampler = _sampler(stage)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         model = stage.build(out).to(device)
+        widened = widen_masters(model)
+        spread(model, config.run.parallel, ranks)
         optimiser = make_optimiser(model, config.optimiser)
         # Only now: a mistake in the config leaves no folder behind that would have to be resumed.
-        checkpoint = _prepare(config, out, resume)
+        checkpoint = ranks.lead(lambda: _prepare(config, out, resume))
         with torch.random.fork_rng(devices=devices):
             stage.prepare(model, out, quiet=quiet)
-        step, broken = 0, {}
+        step, broken, random = 0, {}, ranks.alone
         if checkpoint is not None:
             state = read_state(checkpoint)
-            step, broken = state["step"], {failure[0]: Failure(*failure) for failure in state["broken"]}
+            step = state["step"]
+            broken = {(source, index): Failure(index, *rest) for source, index, *rest in state["broken"]}
             sampler.load_state_dict(state["sampler"])
-            load_checkpoint(checkpoint, model, optimiser)
-        journal = Journal(
-            out,
-            start=step,
-            steps=config.steps,
-            log_every=config.run.log_every,
-            tensorboard=config.run.tensorboard,
-            quiet=quiet,
-            name=name,
-        )
+            random = load_checkpoint(checkpoint, model, optimiser, ranks)
+        if not random:
+            torch.manual_seed(sample_seed(config.seed, step, ranks.rank, "ranks"))  # each rank drops other things
+        journal = Silence()
+        if ranks.first:
+            journal = Journal(
+                out,
+                start=step,
+                steps=config.steps,
+                log_every=config.run.log_every,
+                tensorboard=config.run.tensorboard,
+                headline=stage.headline,
+                quiet=quiet,
+                name=name,
+            )
+        if widened:
+            journal.say(f"loaded in 16 bits and trained in float32: {', '.join(widened)}")
         run = _Run(
             stage=stage,
             out=out,
@@ -106,6 +139,8 @@ def fit(
             model=model,
             optimiser=optimiser,
             journal=journal,
+            meter=Meter(stage, model, device),
+            starvation=Starvation(config.data.workers, usable_cores()),
             step=step,
             broken=broken,
         )
@@ -113,87 +148,128 @@ def fit(
             evaluation = run.loop()
         finally:
             journal.close()
-    save_pretrained(model, out / MODEL)
-    write_report(out, stage, evaluation, list(run.broken.values()))
+    save_model(out / MODEL, model, ranks)
+    if ranks.first:
+        write_report(out, stage, evaluation, list(run.broken.values()))
+    ranks.meet()  # who goes on finds everything
     return out
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """The moving parts of a run; ``broken`` holds the files that could not be read, by their entry."""
+    """The moving parts of a run.
+
+    ``broken`` holds the files that could not be read, by source and entry; ``frozen`` the hashes of a captioner's
+    frozen models.
+    """
 
     stage: Stage
     out: Path
     device: torch.device
-    sampler: EpochSampler
+    sampler: MixSampler
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    journal: Journal
+    journal: Journal | Silence
+    meter: Meter
+    starvation: Starvation
     step: int
-    broken: dict[int, Failure]
+    broken: dict[tuple[int, int], Failure]
+    frozen: dict[str, str] | None = None
 
     @property
     def config(self) -> TrainConfig:
         """The run's."""
         return self.stage.config
 
+    @property
+    def ranks(self) -> Ranks:
+        """The run's."""
+        return self.stage.ranks
+
     def loop(self) -> Scored | None:
         """Take the steps that are left; the scores of the last one, where there are held-out clips."""
-        evaluation = None
-        self._note_broken(self.stage.failures)
-        loader = _loader(self.stage, self.sampler, self.device)
+        self._note_broken(0, self.stage.failures)
+        if self.step == self.config.steps:
+            return self._evaluate(last=True)  # resumed after its last step
         with _interrupts() as interrupted:
-            while self.step < self.config.steps:
-                self.stage.dataset.set_epoch(self.sampler.epoch)
+            began = time.monotonic()
+            for batches in _loader(self.stage, self.sampler, self.device):
+                waited = time.monotonic() - began
+                with self._shortages("the first step"):
+                    began += self.meter.prepare(batches)
+                evaluation = self._take(batches, began, waited)
+                last = self.step == self.config.steps
+                stopped = bool(self.ranks.largest([len(interrupted)])[0])
+                if last or stopped or self.step % self.config.run.save_every == 0:
+                    self._save()
+                if last:
+                    return evaluation
+                if stopped:
+                    self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
+                    raise KeyboardInterrupt
                 began = time.monotonic()
-                for batch in loader:
-                    evaluation = self._take(batch, began)
-                    last = self.step == self.config.steps
-                    if last or interrupted or self.step % self.config.run.save_every == 0:
-                        self._save()
-                    if last:
-                        return evaluation
-                    if interrupted:
-                        self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
-                        raise KeyboardInterrupt
-                    began = time.monotonic()
-        return self.stage.evaluate(self.model, last=True)  # resumed after its last step
+        raise AssertionError("the sampler has no end")
 
-    def _take(self, batch: dict[str, Any], began: float) -> Scored | None:
+    def _take(self, batches: Sequence[dict[str, Any]], began: float, waited: float) -> Scored | None:
         """One step and its line in the journal, with scores where they are due."""
         config = self.config
-        self._note_broken(batch["failures"])
-        values = train_step(self.model, self.optimiser, batch, self.step, self.stage, self.device)
+        waited, *failed = self.ranks.largest([waited, *(len(batch["failures"]) for batch in batches)])
+        if any(failed):
+            for found in self.ranks.gather([(batch["source"], batch["failures"]) for batch in batches]):
+                for source, failures in found:
+                    self._note_broken(source, failures)
+        with self._shortages(f"step {self.step + 1}"):
+            values = train_step(self.model, self.optimiser, batches, self.step, self.stage, self.device)
         row: dict[str, Any] = {"step": self.step + 1, "epoch": self.sampler.epoch, **values}
         self.sampler.advance()
         self.step += 1
-        seconds = time.monotonic() - began
-        row |= {"broken": len(self.broken), "seconds": seconds}
-        row["clips_per_second"] = len(batch["caption"]) / seconds
+        row |= {"broken": len(self.broken)} | self.meter.row(batches, time.monotonic() - began, waited)
         every = config.run.eval_every
         last = self.step == config.steps
         due = last or (every and self.step % every == 0)
-        evaluation = self.stage.evaluate(self.model, last=last) if due else None
+        evaluation = self._evaluate(last=last) if due else None
         if evaluation is not None:
             row |= {f"eval_{name}": value for name, value in evaluation.scores.items()}
         self.journal.step(row)
+        hungry = self.starvation.note(row)
+        if hungry is not None:
+            self.journal.say(hungry)
         return evaluation
 
-    def _note_broken(self, failures: Sequence[Failure]) -> None:
-        self.stage.dataset.record_failures(failures)
+    def _evaluate(self, *, last: bool) -> Scored | None:
+        with self._shortages("evaluation"):
+            return self.stage.evaluate(self.model, last=last)
+
+    def _shortages(self, what: str) -> AbstractContextManager[None]:
+        return shortages_explained(what, self.config, self.device, self.out)
+
+    def _note_broken(self, source: int, failures: Sequence[Failure]) -> None:
+        self.stage.sources[source].record_failures(failures)
         for failure in failures:
-            if failure.index not in self.broken:
-                self.broken[failure.index] = failure
+            if (source, failure.index) not in self.broken:
+                self.broken[source, failure.index] = failure
                 self.journal.say(f"broken file, replaced ({len(self.broken)} so far): {failure.reason}")
 
     def _save(self) -> None:
         state = {
             "sampler": self.sampler.state_dict(),
-            "broken": [list(failure) for failure in self.broken.values()],
+            "broken": [[source, *failure] for (source, _), failure in self.broken.items()],
             "config": self.config.to_dict(),
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
-        save_checkpoint(self.out, self.step, self.model, self.optimiser, state, keep_last=self.config.run.keep_last)
+        self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
+        if self.frozen is None and isinstance(self.model, VideoCaptioner):
+            self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
+        save_checkpoint(
+            self.out,
+            self.step,
+            self.model,
+            self.optimiser,
+            state,
+            keep_last=self.config.run.keep_last,
+            frozen=self.frozen,
+            ranks=self.ranks,
+        )
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -214,35 +290,38 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
             raise ValueError(f"out: {out} holds a run already; resume it, or name another folder")
         # Read as a config: a run from before a field existed has its default.
         before = TrainConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
-        changed = [name for name in fields if name != "run" and fields[name] != before[name]]
+        changed = [name for name in fields if name not in ("run", "memory") and fields[name] != before[name]]
         if changed:
             raise ValueError(
                 f"resume: wanted the settings of the run in {out}, these tables or fields differ: {', '.join(changed)}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{CONFIG}"
-    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     remove_scratch(out)
     return latest_checkpoint(out)
 
 
-def _sampler(stage: Stage) -> EpochSampler:
-    config, dataset = stage.config, stage.dataset
-    pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
-    if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"batch_size: wanted at most the {len(dataset)} clips of {config.data.train}, got {config.batch_size}"
-        )
-    return EpochSampler(dataset, config.batch_size, config.seed, pair_twins=pair)
+def _sampler(stage: Stage) -> MixSampler:
+    config, ranks, samplers = stage.config, stage.ranks, []
+    for source, dataset in zip(config.sources, stage.sources, strict=True):
+        pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
+        if len(dataset) < source.batch:
+            name = "data.sources: wanted a batch of" if config.data.sources else "batch_size: wanted"
+            what = "images" if dataset.kind == "image" else "clips"
+            raise ValueError(f"{name} at most the {len(dataset)} {what} of {source.path}, got {source.batch}")
+        if source.batch % ranks.size:
+            name = "data.sources: wanted batches" if config.data.sources else "batch_size: wanted one"
+            raise ValueError(f"{name} that the {ranks.size} processes divide evenly, got {source.batch}")
+        samplers.append(EpochSampler(dataset, source.batch, config.seed, pair_twins=pair))
+    return MixSampler(samplers, rank=ranks.rank, ranks=ranks.size)
 
 
-def _loader(stage: Stage, sampler: EpochSampler, device: torch.device) -> DataLoader:
-    workers = stage.config.data.workers
+def _loader(stage: Stage, sampler: MixSampler, device: torch.device) -> DataLoader:
+    workers, mix = stage.config.data.workers, Mix(stage.sources)
     return DataLoader(
-        stage.dataset,
+        mix,
         batch_sampler=sampler,
-        collate_fn=stage.collate,
+        collate_fn=mix.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -258,7 +337,7 @@ def _ignore_interrupts(worker: int) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that fills on Ctrl-C, so that a step is never torn apart; a second Ctrl-C stops at once."""
+    """A list that fills on Ctrl-C or SIGTERM, so that a step is never torn apart; a second one stops at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -269,8 +348,9 @@ def _interrupts() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

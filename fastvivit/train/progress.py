@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-def make_bar(total: int, name: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm | None:
-    """A bar on stderr, where that is a terminal and tqdm is installed."""
+def make_bar(
+    total: int, name: str, unit: str, *, initial: int = 0, quiet: bool = False, layout: str | None = None
+) -> tqdm | None:
+    """A bar on stderr, where that is a terminal and tqdm is installed; ``layout`` is tqdm's ``bar_format``."""
     if quiet or not sys.stderr.isatty() or find_spec("tqdm") is None:
         return None
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=initial, desc=name, unit=unit, dynamic_ncols=True)
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, dynamic_ncols=True, bar_format=layout)
 
 
 @contextmanager

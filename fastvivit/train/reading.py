@@ -140,6 +140,11 @@ def _words(hint: Any) -> str:
 
 
 def _resolve(fields: dict[str, Any], folder: Path) -> None:
+    data = fields.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict) and isinstance(source.get("path"), str):
+            source["path"] = str((folder / source["path"]).absolute())
     for *tables, name in _PATHS:
         section: Any = fields
         for table in tables:

@@ -122,14 +122,15 @@ def best_matches(page: Page, evaluation: Evaluation, dataset: ClipDataset, query
         name = Path(dataset.entries[entry].video).name
         page.strip(
             Strip(
-                frames=some_frames(dataset[entry]["video"]),
+                frames=some_frames(dataset.clip(entry)),
                 caption=f"{rank}. {name}, {scores[place]:.2f}: {right}",
             )
         )
 
 
 def some_frames(video: Tensor) -> np.ndarray:
-    """Up to 16 frames of a clip (C, T, H, W), evenly spread: uint8 (n, h, w, 3), sides up to 128."""
+    """Up to 16 frames of a clip (C, T, H, W), or an image (C, H, W): uint8 (n, h, w, 3), sides up to 128."""
+    video = video.unsqueeze(1) if video.dim() == 3 else video
     chosen = np.linspace(0, video.shape[1] - 1, min(_FRAMES, video.shape[1])).round().astype(int)
     thin = -(-max(video.shape[2:]) // 128)
     return video[:, chosen, ::thin, ::thin].permute(1, 2, 3, 0).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fastvivit.modules.clips import Kept, draw_keep
 from fastvivit.tokens import Views
+from fastvivit.train.parallel import average_gradients, clip_gradients
 from fastvivit.train.schedule import learning_rate
 from fastvivit.train.tables import MaskConfig
 
@@ -42,44 +44,44 @@ def draw_masks(seeds: Tensor, views: Views, config: MaskConfig) -> Kept | None:
 
 
 def in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether products are taken in bfloat16: on a GPU, unless ``precision`` is "float32"."""
-    return device.type == "cuda" and precision == "auto"
+    """Whether products are taken in bfloat16: as ``precision`` says, and for "auto" on a GPU."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 where ``in_bfloat16``; off on a CPU, where it gains nothing."""
+    """bfloat16 where ``in_bfloat16``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device))
 
 
 def train_step(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batch: dict[str, Any],
+    batches: Sequence[dict[str, Any]],
     step: int,
     stage: Stage,
     device: torch.device,
 ) -> dict[str, float]:
-    """Take step ``step`` (from 0) on a batch of the stage.
+    """Take step ``step`` (from 0) on the stage's batches, one a source; of several ranks each on its own part of them.
 
     Returns:
-        ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names.
+        ``loss``, ``lr``, ``grad_norm`` before clipping, and what else the stage's ``losses`` names; the same on every
+        rank.
 
     Raises:
-        NonFiniteLoss: the weights may be spoiled then, and must not be saved.
+        NonFiniteLoss: the weights may be spoiled then, and must not be saved; on every rank.
     """
-    config = stage.config
+    config, ranks = stage.config, stage.ranks
     rate = learning_rate(step, config)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    with autocast(config.run.precision, device):
-        found = stage.losses(model, batch, device)
-    loss = found.pop("loss")
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)
+    found = stage.backward(model, batches, device)
+    loss = found.pop("loss")
+    average_gradients(model, ranks)
+    norm = clip_gradients(model, config.optimiser.clip, ranks)
     optimiser.step()
     # One transfer, after all work has been queued.
-    values = torch.stack([tensor.detach() for tensor in (loss, norm, *found.values())]).tolist()
+    values = ranks.mean(torch.stack([loss, norm, *found.values()])).tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLoss(
             f"step {step + 1}: the loss is {values[0]} and the gradient's norm {values[1]}; a lower "

@@ -273,19 +273,19 @@ class VisionDataset(ClipDataset):
             if clip and any(f"{clip}-{mask}" not in self.store for mask in range(masks)):
                 raise ValueError(f"entries: wanted clips that build() has made, got {entries[index].video}")
 
-    def _read(self, index: int, found: list[Failure]) -> Vision | None:
+    def _read(self, index: int, epoch: int, found: list[Failure]) -> Vision | None:
         if self._broken[index]:
             return None
-        return self.store.get(f"{self._clips[index]}-{self.mask_of(index)}")
+        return self.store.get(f"{self._clips[index]}-{self.mask_of(index, epoch)}")
 
-    def mask_of(self, index: int) -> int:
-        """Number of the mask that an entry has in this epoch."""
-        return sample_seed(self.seed, self.epoch, index, "which mask") % self.masks
+    def mask_of(self, index: int, epoch: int) -> int:
+        """Number of the mask that an entry has in an epoch."""
+        return sample_seed(self.seed, epoch, index, "which mask") % self.masks
 
-
-def collate_either(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``collate`` for items of a ClipDataset, and for those of a VisionDataset, whose batch has one ``Vision``."""
-    return collate(items, Vision.stack) if isinstance(items[0]["video"], Vision) else collate(items)
+    @staticmethod
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch as ``fastvivit.data.collate`` makes it, its ``video`` one ``Vision``."""
+        return collate(items, Vision.stack)
 
 
 class _Decoded(Dataset[Tensor | str]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.predict import DEVICES, Work, predict
+from fastvivit.planning.devices import DEVICES, Work, predict
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,6 +12,8 @@ from benchmarks.families.encoder import _Encoders
 from benchmarks.measure import Ceilings
 from benchmarks.sweep_points import ENCODERS, Point, points
 from fastvivit.models import ViViTConfig
+from fastvivit.planning.fakes import attended, widen_norms
+from fastvivit.planning.ledger import Ledger, saved_storages
 
 CFG = ViViTConfig(frames=8, size=32, tubelet=(2, 8, 8), width=48, depth=2, heads=3, ff=96, images=False)
 TUBES = (fv.Tube(kernel=(4, 4, 4), stride=(4, 8, 16)), fv.Tube(kernel=(6, 8, 8), stride=(2, 16, 8), offset=(0, 2, 4)))
@@ -28,9 +30,9 @@ def saved_for_real(config, mask, dtype, checkpointing, device):
     model = fv.ViViT(config).train().to(device)
     model.set_grad_checkpointing(checkpointing)
     if dtype != torch.float32 and device == "cpu":
-        accounting.widen_norms(model)
+        widen_norms(model)
     video = torch.randint(256, (2, 3, config.frames, *config.size), dtype=torch.uint8, device=device)
-    with accounting.saved_storages([*model.parameters(), video]) as saved:
+    with saved_storages([*model.parameters(), video]) as saved:
         loss = accounting.loss_of(model, video, mask, dtype)
     loss.backward()
     return sum(saved.values())
@@ -94,12 +96,12 @@ def test_masked_lengths_are_those_of_a_draw():
     config = CFG.replace(attention="frame")
     ids = fv.functional.random_keep(3, config.tokens, 0.5, generator=torch.Generator().manual_seed(0))
     counts = torch.stack([(row // 16).bincount(minlength=4) for row in ids])
-    assert accounting.attended(config, 0.5, 3) == {(12, 16): int(counts.square().sum())}
+    assert attended(config, 0.5, 3) == {(12, 16): int(counts.square().sum())}
 
 
 def test_the_ledger_counts_what_is_alive_and_flops():
     x = torch.randn(10, 10)
-    with accounting.Ledger([x], {}) as ledger:
+    with Ledger([x], {}) as ledger:
         y = x + 1
         view = y.t()
         assert ledger.now == 400

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastvivit as fv
+import fastvivit.functional as F
 from tests.caption import tiny
 
 
@@ -54,3 +55,13 @@ def test_what_does_not_fit_is_refused(tokens, mask, name):
         fv.Vision(tokens, mask)
     with pytest.raises(ValueError, match="parts: wanted at least one"):
         fv.Vision.stack([])
+
+
+def test_tubelets_are_the_clips_under_their_mask():
+    cap = tiny.captioner()
+    keep = F.random_keep(3, 32, 0.5)
+    tubelets = fv.Tubelets.from_clips(tiny.clips(), keep, cap.video.config.tubelet)
+    seen, want = cap.encode_video(tubelets), cap.encode_video(tiny.clips(), keep=keep)
+    assert torch.equal(seen.tokens, want.tokens) and torch.equal(seen.mask, want.mask)
+    texts = ["a red cup", "a cup", "red"]
+    assert torch.equal(cap(tubelets, texts), cap(tiny.clips(), texts, keep=keep))

@@ -81,7 +81,10 @@ def test_train_resume_and_override(call, toml, tmp_path):
     [
         ("optimiser.learning=1", "optimiser.learning: no such field of OptimiserConfig"),
         ("model.frames=9", "model.frames: wanted a multiple of the tubelet's t = 2, got 9"),
-        ("stage=finetune", "dim: wanted in stage 'contrastive' only, got it in 'finetune'"),
+        (
+            "stage=finetune",
+            "dim: wanted in stage 'contrastive', 'images', 'image_to_video' or 'short_to_long' only",
+        ),
         ("data.train=absent.jsonl", "manifest: wanted a JSONL or CSV file, no such file"),
     ],
 )

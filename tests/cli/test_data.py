@@ -117,7 +117,7 @@ def test_a_perception_test_manifest_is_read_at_5_fps(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pack"], "wanted a command (import), got 'pack'"),
+        (["nonsense"], "got 'nonsense'"),
         (["import", "vatex", "{here}/absent.json", "{here}/videos", "--out", "m.jsonl"], "no such file"),
         (["import", "vatex", "{here}/val_1.json", "{here}/videos", "--out", "m.jsonl"], "val_1.json: wanted a list"),
         (["import", "activitynet", "{here}/val_1.json", "{here}/none", "--out", "m.jsonl"], "no such folder"),

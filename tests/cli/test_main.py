@@ -105,6 +105,14 @@ def test_a_missing_extra_is_named(tmp_path, command, module, extra):
     assert "Traceback" not in done.stderr
 
 
+def test_8_bit_states_without_their_library(call, toml, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    out = tmp_path / "run"
+    code, _, err = call("train", toml("steps = 3"), "--out", out, "--override", 'optimiser.states="8bit"')
+    assert code == 2 and not out.exists()
+    assert 'needs bitsandbytes, which is not installed: pip install "fastvivit[lowbit]"' in err
+
+
 @pytest.mark.parametrize("command", ["info", "selftest"])
 def test_runs_without_extras(call, monkeypatch, command):
     real = builtins.__import__

@@ -62,8 +62,13 @@ def test_csv_with_the_same_columns(tmp_path):
         ({"video": "a.mp4"}, r"'caption': wanted this field, got only \['video'\]"),
         ({"video": 3, "caption": "one"}, r"'video': wanted a path, got 3"),
         (
-            {"image": "a.png", "caption": "one"},
-            r"'image': entries of images are not supported, wanted 'video'",
+            {"image": "a.png", "video": "a.mp4", "caption": "one"},
+            r"'image': wanted either 'video' or 'image', got both",
+        ),
+        ({"image": "a.png"}, r"'caption': wanted this field, got only \['image'\]"),
+        (
+            {"image": "a.png", "caption": "one", "start": 2},
+            r"start: wanted none for an image, got 2.0",
         ),
         ({"video": "a.mp4", "caption": 3}, r"'caption': wanted a sentence or a list of them, got 3"),
         ({"video": "a.mp4", "caption": []}, r"caption: wanted a sentence or a list of them, got \[\]"),

@@ -1,5 +1,6 @@
 """The dual encoder, its text tower, and both as folders."""
 
+import json
 import math
 import subprocess
 import sys
@@ -189,13 +190,14 @@ video, text = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=to
 whole = [t.clone().requires_grad_() for t in (video, text)]
 F.nce_loss(*whole, 5.0).backward()
 mine = slice(3 * rank, 3 * rank + 3)
-part = [t[mine].clone().requires_grad_() for t in (video, text)]
-loss = F.nce_loss(*part, 5.0, gather=True)
-loss.backward()
-for p, w in zip(part, whole):
-    torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
-total = loss.detach().clone(); dist.all_reduce(total)
-torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
+for chunk in (None, 2):
+    part = [t[mine].clone().requires_grad_() for t in (video, text)]
+    loss = F.nce_loss(*part, 5.0, gather=True, chunk=chunk)
+    loss.backward()
+    for p, w in zip(part, whole):
+        torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
+    total = loss.detach().clone(); dist.all_reduce(total)
+    torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
 dist.barrier()
 dist.destroy_process_group()
 sys.stdout.write("same"), sys.stdout.flush()
@@ -221,3 +223,31 @@ def test_unit_vectors_of_images_too():
     out = dual().encode_video(VIDEO[:, :, 0])
     torch.testing.assert_close(out.norm(dim=1), torch.ones(3))
     assert not torch.allclose(out, nnf.normalize(torch.ones(3, 16)))
+
+
+def test_siglip_is_there_where_it_is_asked_for(tmp_path):
+    plain = dual()
+    model = fv.VideoTextModel(plain.video, plain.text, 16, loss="siglip").eval()
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"logit_bias"} and plain.logit_bias is None
+    assert model.scale.item() == pytest.approx(10.0) and model.logit_bias.item() == -10.0
+    assert {"logit_scale", "logit_bias"} <= model.no_weight_decay()
+    video, text = model.encode_video(VIDEO), model.encode_text(TEXTS)
+    loss = model(VIDEO, TEXTS)
+    torch.testing.assert_close(loss, F.sigmoid_loss(video, text, 10.0, -10.0))
+    torch.testing.assert_close(model.losses(VIDEO, TEXTS, loss="infonce")["loss"], F.nce_loss(video, text, 10.0))
+    loss.backward()
+    assert model.logit_bias.grad.abs() > 0
+    model.logit_bias.data.fill_(-3.0)
+    again = fv.load_pretrained(fv.save_pretrained(model, tmp_path / "model"))
+    assert again.loss == "siglip" and torch.equal(again(VIDEO, TEXTS), model(VIDEO, TEXTS))
+    assert "loss" not in json.loads((fv.save_pretrained(plain, tmp_path / "plain") / "config.json").read_text())
+    with pytest.raises(ValueError, match="loss: wanted one of 'infonce', 'siglip', got 'triplet'"):
+        fv.VideoTextModel(plain.video, plain.text, loss="triplet")
+    with pytest.raises(ValueError, match="loss: wanted a model made with loss='siglip', which has a bias"):
+        plain.losses(VIDEO, TEXTS, loss="siglip")
+
+
+def test_texts_without_a_token_are_encoded_alone_too():
+    tower = text_tower()
+    assert torch.equal(tower([""]), torch.zeros(1, 32))
+    torch.testing.assert_close(tower(["", "up"])[1:], tower(["up"]))

@@ -266,3 +266,44 @@ def test_no_step_waits_for_the_device(attention, pool):
         enc(ragged, mask_ratio=0.5).pooled.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool": "cls"}, {"attention": "factorised"}, {"attention": "frame", "cls": True}, {"pre_norm": True}],
+    ids=["joint", "class token", "factorised", "frames with class tokens", "pre-norm"],
+)
+def test_begin_and_finish_are_the_forward_to_the_bit(changes):
+    enc, video = encoder(depth=3, **changes), clips()
+    keep = [torch.randperm(64)[:count] for count in (9, 5)]
+    whole = enc(video, keep=keep, layers=(2, 1))
+    for upto in range(4):
+        begun = enc.begin(video, keep=keep, upto=upto)
+        assert begun.blocks == upto
+        out = enc.finish(begun, layers=[layer for layer in (2, 1) if layer >= upto])
+        for name in ("tokens", "place", "cu_seqlens", "pooled"):
+            assert torch.equal(getattr(out, name), getattr(whole, name))
+        assert out.keep is keep and out.grid == whole.grid and out.counts == whole.counts
+        assert all(map(torch.equal, out.layers, whole.layers))
+    drawn = [enc.begin(video, mask_ratio=0.5, generator=torch.Generator().manual_seed(1), upto=2) for _ in range(2)]
+    assert torch.equal(drawn[0].x, drawn[1].x) and drawn[0].keep.shape == (2, 32)
+    for call, message in (
+        (lambda: enc.begin(video, upto=4), r"upto: wanted 0\.\.3 blocks, got 4"),
+        (lambda: enc.begin(video, keep=keep, mask_ratio=0.5), "mask_ratio: wanted 0 beside keep"),
+        (lambda: enc.finish(drawn[0], layers=(1,)), r"layers: wanted blocks in 2\.\.2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_frozen_blocks_are_those_before_anything_trained():
+    enc = encoder(depth=3, pool="cls")
+    assert enc.frozen_blocks() == 0
+    enc.requires_grad_(False)
+    assert enc.frozen_blocks() == enc.frozen_blocks(images=True) == 3
+    enc.blocks[1].norm1.weight.requires_grad_(True)
+    assert enc.frozen_blocks() == 1
+    enc.embed.bias.requires_grad_(True)
+    assert (enc.frozen_blocks(), enc.frozen_blocks(images=True)) == (0, 1)
+    enc.cls_pos.requires_grad_(True)
+    assert enc.frozen_blocks(images=True) == 0

@@ -183,3 +183,27 @@ def test_nothing_at_all(device):
     rows = embed.forward(inputs[0][:0], *inputs[1:], torch.zeros(2, dtype=torch.int64), empty, "ieee")
     assert rows.shape == (2, 24)
     assert rows.isnan().all()
+
+
+def test_one_clip_is_aligned_whatever_its_batch_stride(device):
+    """Of ``clip.unsqueeze(0)`` the batch stride is 3: kernels that believe it load byte by byte."""
+    (video, weight, bias, pos), _, where = problem("vivit", U8, F32, device, clips=1, last=True)
+    single = video[0].unsqueeze(0)
+    assert single.stride(0) == 3 and triton_forward.grid_arguments(single, where)["stride_b"] == 0
+    corners, unit = triton_forward.corners_of(single, None, where, where.tokens)
+    again, _ = triton_forward.corners_of(video, None, where, where.tokens)
+    assert unit == 16 and torch.equal(corners, again)
+    agree([single, weight, bias, pos], None, where, F32)
+
+
+def test_tubelets_on_top_of_each_other_are_the_clips(device):
+    """How ``PatchEmbed.tubelets`` calls the kernels: single tubelets as one clip, with a position each."""
+    (video, weight, bias, pos), ids, where = problem("vivit", U8, F32, device, keep=0.5, last=True)
+    want = embed.forward(video, weight, bias, pos, ids, where, "ieee")
+    tiles = video.movedim(1, -1)[:, :, :32].unflatten(1, (-1, 2)).unflatten(3, (-1, 16)).unflatten(5, (-1, 16))
+    tiles = tiles.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(0, 3)[ids].movedim(-1, 1)
+    strip = tiles.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+    alone = geometry(strip, weight, MEAN, STD, (2, 16, 16), (0, 0, 0))
+    rows = pos[ids % where.tokens]
+    assert torch.equal(embed.forward(strip, weight, bias, rows, None, alone, "ieee"), want)
+    agree([strip, weight, bias, rows], None, alone, F32)

@@ -35,3 +35,18 @@ def test_other_dtypes_and_autocast_are_torchs_own():
     assert torch.equal(linear(x.double(), weight.double()), nnf.linear(x.double(), weight.double()))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias", "x weight", "x bias"])
+def test_rows_are_kept_for_the_gradient_of_the_weight_alone(trained):
+    given = {"x": torch.randn(7, 16), "weight": torch.randn(5, 16), "bias": torch.randn(5)}
+    for name in trained.split():
+        given[name].requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        out = linear(**given)
+    assert (torch.Size((7, 16)) in kept) == ("weight" in trained)
+    wanted = nnf.linear(**given)
+    leaves = [given[name] for name in trained.split()]
+    for got, want in zip(*(torch.autograd.grad(o.sin().sum(), leaves) for o in (out, wanted)), strict=True):
+        torch.testing.assert_close(got, want)

@@ -151,6 +151,10 @@ OPERATORS = {
         "linear_backward",
         lambda: (torch.randn(5, 4), torch.randn(5, 8), torch.randn(4, 8), [True] * 3),
     ),
+    "linear_backward_frozen": (
+        "linear_backward",
+        lambda: (torch.randn(5, 4), None, torch.randn(4, 8), [True, False, False]),
+    ),
     "linear_cross_entropy": (
         "linear_cross_entropy",
         lambda: (_grad(5, 8), _grad(7, 8), _grad(7), CLASS, -100, 1.0, 0.0, 2, "mean", [True] * 3),

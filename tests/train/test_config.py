@@ -170,7 +170,7 @@ def test_bad_overrides(tmp_path, override, words):
     ("fields", "words"),
     [
         ({"data": {"train": "x"}}, "steps: wanted this field, it is missing"),
-        ({"steps": 2000, "data": {}}, "data.train: wanted this field, it is missing"),
+        ({"steps": 2000, "data": {}}, "data.train: wanted either train or sources, got neither"),
         (merged(stepz=1), "stepz: no such field of TrainConfig (did you mean 'steps'?)"),
         (merged(data={"fsp": 1}), "data.fsp: no such field of DataConfig (did you mean 'fps'?)"),
         (merged(model={"widht": 1}), "model.widht: no such field of ViViTConfig (did you mean 'width'?)"),
@@ -179,8 +179,9 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(model={"drop_path": "big"}), "model.drop_path: wanted a number, got 'big'"),
         (merged(model=dict(tubelet=[2, 16])), "model.tubelet: wanted 3 of whole numbers, got [2, 16]"),
         (
-            merged(stage="image_to_video"),
-            "stage: wanted one of 'contrastive', 'video_to_text', 'finetune', got",
+            merged(stage="image2video"),
+            "stage: wanted one of 'contrastive', 'images', 'image_to_video', 'short_to_long', 'video_to_text', "
+            "'finetune', got",
         ),
         (merged(steps=2000.0), "steps: wanted a whole number, got 2000.0"),
         (merged(steps=True), "steps: wanted a whole number, got True"),
@@ -192,7 +193,7 @@ def test_bad_overrides(tmp_path, override, words):
         ({"steps": 2000, "data": "clips.jsonl"}, "data: wanted a table of fields, got 'clips.jsonl'"),
         (merged(data={"fps": 0}), "data.fps: wanted above 0, got 0.0"),
         (merged(data={"workers": -1}), "data.workers: wanted at least 0, got -1"),
-        (merged(data={"train": 3}), "data.train: wanted a string, got 3"),
+        (merged(data={"train": 3}), "data.train: wanted a string or nothing, got 3"),
         (merged(data={"cache": 1}), "data.cache: wanted true or false, got 1"),
         (merged(text={"heads": 3}), "text.heads: wanted a divisor of width 128, got 3"),
         (merged(text={"depth": 0}), "text.depth: wanted at least 1, got 0"),
@@ -212,7 +213,7 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(auxiliary={"weight": -1}), "auxiliary.weight: wanted above 0, and finite, got -1.0"),
         (merged(run={"save_every": 0}), "run.save_every: wanted at least 1, got 0"),
         (merged(run={"device": "tpu"}), "run.device: wanted one of 'auto', 'cpu', 'cuda', got 'tpu'"),
-        (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', got 'fp8'"),
+        (merged(run={"precision": "fp8"}), "run.precision: wanted one of 'auto', 'float32', 'bfloat16', got 'fp8'"),
     ],
 )
 def test_refusals(fields, words):
@@ -230,10 +231,14 @@ def captions_of(**changes):
     [
         (merged(stage="video_to_text"), "schedule.warmup: wanted fewer than the 2000 steps of the run, got 2000"),
         (merged(stage="finetune"), "start: wanted the folder of a model for stage 'finetune', got None"),
-        (merged(start="model"), "start: wanted in stage 'video_to_text' or 'finetune' only, got it in 'contrastive'"),
+        (merged(stage="short_to_long"), "start: wanted the folder of a model for stage 'short_to_long', got None"),
+        (
+            captions_of(frames=32),
+            "frames: wanted in stage 'contrastive', 'images', 'image_to_video' or 'short_to_long' only",
+        ),
         (merged(vision={"cache": True}), "vision: wanted in stage 'video_to_text' or 'finetune' only"),
-        (captions_of(model={"preset": "tiny"}), "model: wanted in stage 'contrastive' only, got it in 'video_to_text'"),
-        (captions_of(text={"width": 64}), "text: wanted in stage 'contrastive' only"),
+        (captions_of(model={"preset": "tiny"}), "model: wanted in stage 'contrastive', 'images'"),
+        (captions_of(text={"width": 64}), "text: wanted in stage 'contrastive', 'images'"),
         (captions_of(stage="finetune", language={"width": 64}), "language: wanted in stage 'video_to_text' only"),
         (captions_of(batch_size=0), "batch_size: wanted at least 1, got 0"),
         (captions_of(language={"widht": 1}), "language.widht: no such field of LanguageConfig (did you mean 'width'?)"),

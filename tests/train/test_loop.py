@@ -1,6 +1,8 @@
 """The loop: what it leaves, what it survives, what stops it."""
 
+import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -68,6 +70,11 @@ def test_metrics(run):
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert [row["epoch"] for row in rows] == [0] * 4 + [1] * 4 + [2] * 2
     assert all({"loss", "lr", "grad_norm", "scale", "seconds", "clips_per_second"} <= row.keys() for row in rows)
+    assert all({"tokens_per_second", "data_wait", "data_busy", "memory_peak"} <= row.keys() for row in rows)
+    assert not any("mfu" in row for row in rows)  # of a GPU alone
+    # 8 frames of 32 pixels in tubelets of 2 x 16 x 16 are 16 tokens, of which half are dropped.
+    assert all(row["tokens_per_second"] == pytest.approx(8 * row["clips_per_second"]) for row in rows)
+    assert all(0 <= row["data_wait"] <= 1 and 0 <= row["data_busy"] <= 1 for row in rows)
     assert not any({"contrastive", "mlm", "captioning"} & row.keys() for row in rows)  # no auxiliary loss, no parts
     scored = [row["step"] for row in rows if "eval_twin" in row]
     assert scored == [4, 8, 10]
@@ -118,6 +125,21 @@ def test_scores_without_twins_and_with_two_captions(config, tmp_path, run):
     found = evaluate(fv.load_pretrained(run / "model"), ClipDataset(plain, frames=8, fps=8.0, size=32), batch_size=3)
     assert "twin" not in found.scores and found.similarity.shape == (8, 4)
     assert found.owners == [0, 0, 1, 1, 2, 2, 3, 3] and found.chance["t2v_r1"] == 25.0
+
+
+def test_a_manifest_with_a_line_a_caption_scores_as_one_with_a_line_a_clip(config, run):
+    entries = [
+        dataclasses.replace(entry, captions=(f"{entry.captions[0]} {number}", entry.captions[0]))
+        for number, entry in enumerate(read_manifest(config.data.heldout))
+    ]
+    lines = [dataclasses.replace(entry, captions=(caption,)) for entry in entries for caption in entry.captions]
+    model, look = fv.load_pretrained(run / "model"), {"frames": 8, "fps": 8.0, "size": 32}
+    wanted = evaluate(model, ClipDataset(entries, **look), batch_size=3)
+    found = evaluate(model, ClipDataset(lines, **look), batch_size=3)
+    assert found.scores == wanted.scores and found.scores["clips"] == 8 and "twin" in found.scores
+    assert found.captions == wanted.captions and found.owners == wanted.owners
+    assert found.entries == [2 * entry for entry in wanted.entries]
+    assert torch.equal(found.similarity, wanted.similarity)
 
 
 @pytest.fixture
@@ -182,14 +204,22 @@ def test_ctrl_c_saves(config, tmp_path, monkeypatch):
 
 def test_plain_lines_where_there_is_no_terminal(config, tmp_path, change, capsys):
     fit(change(config, run={"log_every": 4}), tmp_path / "run", name="mine")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"mine: step {n}/10" for n in (4, 8, 10)]
+    lines = [line.split("  ") for line in capsys.readouterr().err.splitlines()]
+    assert [line[0] for line in lines] == [f"mine: step {n}/10" for n in (4, 8, 10, 10)]
+    for line in lines[:3]:
+        assert [re.sub(r"[\d.]+[kM]?", "N", part) for part in line[1:5]] == [
+            "loss N", "N clips/s", "N tokens/s", "data wait N%",
+        ]  # fmt: skip
+        assert line[5].endswith(" left")
+    assert re.fullmatch(r"held-out t2v_r1 [\d.]+, the best so far", lines[3][1])
 
 
 def test_a_bar_on_a_terminal(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     fit(config, tmp_path / "run", name="mine")
-    assert "10/10" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "10/10" in shown and "clips/s" in shown and "tokens/s" in shown and "left" in shown
+    assert "mine: step 10/10  held-out t2v_r1" in shown
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_masks_and_order_come_back(config, tmp_path, monkeypatch, change):
     seen = []
 
     def spy(*args):
-        batch, step = args[2], args[3]
+        (batch,), step = args[2], args[3]
         seen.append((step, batch["index"].tolist(), batch["mask_seed"].tolist()))
         if len(seen) == 8:
             raise RuntimeError("the power went out")

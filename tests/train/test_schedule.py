@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fastvivit.train import InitConfig, OptimiserConfig, TrainConfig
-from fastvivit.train.build import build_encoder, build_model
+from fastvivit.train.build import build_encoder
 from fastvivit.train.optimiser import load_optimiser, make_optimiser, optimiser_tensors
 from fastvivit.train.schedule import learning_rate
+from fastvivit.train.start import build_dual
 
 
 def run(**schedule):
@@ -35,7 +36,7 @@ def test_no_warm_up():
 
 
 def test_what_is_not_decayed(config):
-    model = build_model(config, ["a b"])
+    model = build_dual(config, None, ["a b"], images=False, clips=True)
     optimiser = make_optimiser(model, OptimiserConfig(weight_decay=0.3))
     names = {parameter: name for name, parameter in model.named_parameters()}
     decayed, spared = ({names[p] for p in group["params"]} for group in optimiser.param_groups)
@@ -47,7 +48,7 @@ def test_what_is_not_decayed(config):
 
 
 def test_optimiser_state_goes_by_name(config):
-    model = build_model(config, ["a b"])
+    model = build_dual(config, None, ["a b"], images=False, clips=True)
     optimiser = make_optimiser(model, config.optimiser)
     model.encode_text(["a"]).sum().backward()
     optimiser.step()

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import fastvivit as fv
-from fastvivit.caption import VideoCaptioner
+from fastvivit.caption import VideoCaptioner, files
 from fastvivit.caption.files import fingerprint
-from fastvivit.data import VideoError, dataset, sample_seed
+from fastvivit.data import ClipDataset, VideoError, dataset, sample_seed
 from fastvivit.train import (
     MaskConfig,
     TrainConfig,
@@ -24,6 +24,7 @@ from fastvivit.train import (
     read_metrics,
 )
 from fastvivit.train.captioner import load_found, with_prompt
+from fastvivit.train.checkpoint import checkpoints
 from fastvivit.train.folders import find_model
 from fastvivit.train.language import learn_captions, local_language, scratch_language
 from fastvivit.train.stages import make_stage, video_to_text
@@ -93,6 +94,37 @@ def test_the_loss_is_by_token_over_all_clips(run, captioning):
         assert found.scores["loss"] == pytest.approx(wanted, abs=1e-5) and found.texts == []
 
 
+def test_a_line_a_caption_is_one_clip_with_several_references(run, captioning):
+    model, stage = fv.load_pretrained(run / "model"), make_stage(captioning)
+    entries = [dataclasses.replace(e, captions=(*e.captions, "another one")) for e in stage.heldout.entries[:3]]
+    lines = [dataclasses.replace(entry, captions=(caption,)) for entry in entries for caption in entry.captions]
+    look = {"frames": 8, "fps": 8.0, "size": 32}
+    options = {"batch_size": 2, "prompt": "a clip:", "describe": 2, "max_new_tokens": 4}
+    wanted = evaluate_captions(model, ClipDataset(entries, **look), **options)
+    found = evaluate_captions(model, ClipDataset(lines, **look), **options)
+    assert found.scores == wanted.scores and found.scores["clips"] == 3 and found.texts == wanted.texts
+    assert found.references == wanted.references and [len(texts) for texts in found.references] == [2, 2]
+    assert (wanted.entries, found.entries) == ([0, 2], [0, 4])
+
+
+def test_frozen_weights_are_hashed_once_a_run(captioning, change, tmp_path, monkeypatch):
+    hashed = []
+
+    def counted(model):
+        hashed.append(type(model).__name__)
+        return fingerprint(model)
+
+    monkeypatch.setattr(files, "fingerprint", counted)
+    out = fit(change(captioning, steps=6, run={"save_every": 1, "keep_last": 9}), tmp_path / "run", quiet=True)
+    saved = [json.loads((folder / "captioner.json").read_text())["frozen"] for folder in checkpoints(out)]
+    model = fv.load_pretrained(out / "model")
+    assert len(saved) == 6 and all(
+        one == {"video": fingerprint(model.video), "lm": fingerprint(model.lm)} for one in saved
+    )
+    # Of the checkpoints once; of the model at the end, and of what was loaded now, once more each.
+    assert len(hashed) <= 2 * 3
+
+
 def test_report(run):
     page = parsed(run / "report.html")
     text = " ".join(page.words)
@@ -158,7 +190,7 @@ def test_cached_losses_are_those_of_the_same_masks(captioning, cached, tmp_path,
             return sample_seed(seed, epoch, index, purpose)
         number = sample_seed(seed, epoch, index, "which mask") % captioning.vision.masks
         drawn.append(number)
-        return cache.mask_seed(cache.clip(stage.dataset.entries[index]), number)
+        return cache.mask_seed(cache.clip(stage.sources[0].entries[index]), number)
 
     other = read_metrics(fit(captioning, tmp_path / "other", quiet=True))
     monkeypatch.setattr(dataset, "sample_seed", seeds)
@@ -296,8 +328,8 @@ def test_prompts_are_not_learned(captioning, change):
     config = change(captioning, captions={"prompt": "then right"})
     stage = make_stage(config)
     model = stage.build(Path("absent"))
-    batch = stage.collate([stage.dataset[0], stage.dataset[1]])
-    loss = stage.losses(model, batch, torch.device("cpu"))["loss"]
+    batch = stage.sources[0].collate([stage.sources[0][0], stage.sources[0][1]])
+    loss = stage.losses(model, [batch], torch.device("cpu"))["loss"]
     keep = draw_masks(batch["mask_seed"], model.video.config.views, config.mask)
     vision = model.encode_video(batch["video"], keep=keep)
     assert torch.equal(loss, model(vision, batch["caption"], prompts="then right"))
@@ -345,8 +377,8 @@ def test_gradients_stay_out_of_the_frozen_parts(captioning):
     stage = make_stage(captioning)
     model = stage.build(Path("absent"))
     optimiser = loop.make_optimiser(model, captioning.optimiser)
-    batch = stage.collate([stage.dataset[i] for i in range(4)])
-    train_step(model, optimiser, batch, 0, stage, torch.device("cpu"))
+    batch = stage.sources[0].collate([stage.sources[0][i] for i in range(4)])
+    train_step(model, optimiser, [batch], 0, stage, torch.device("cpu"))
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith(("video.", "lm."))}
 

@@ -18,7 +18,6 @@ from fastvivit.modules.clips import draw_keep
 from fastvivit.modules.pooling import temporal_mean
 from fastvivit.train import MaskConfig, VisionCache, VisionDataset
 from fastvivit.train import vision as module
-from fastvivit.train.vision import collate_either
 
 
 @pytest.fixture
@@ -254,12 +253,12 @@ def test_epochs_draw_masks_and_batches_are_one_vision(make, clips):
         data.set_epoch(epoch)
         for i in range(4):
             item = data[i]
-            assert torch.equal(item["video"].tokens, cache.get(clips[i], data.mask_of(i)).tokens)
-            seen[i].add(data.mask_of(i))
+            assert torch.equal(item["video"].tokens, cache.get(clips[i], data.mask_of(i, data.epoch)).tokens)
+            seen[i].add(data.mask_of(i, data.epoch))
     assert all(masks == {0, 1, 2} for masks in seen.values())
     for workers in (0, 1):
         loader = torch.utils.data.DataLoader(
-            data, batch_sampler=EpochSampler(4, 4), collate_fn=collate_either, num_workers=workers
+            data, batch_sampler=EpochSampler(4, 4), collate_fn=data.collate, num_workers=workers
         )
         (batch,) = loader
         assert isinstance(batch["video"], Vision) and len(batch["video"]) == 4

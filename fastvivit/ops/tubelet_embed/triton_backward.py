@@ -287,7 +287,9 @@ def backward(
                 grad_weight += torch.outer(column_sum, shift)[:, :, None, None, None]
             grad_weight = grad_weight.to(weight.dtype, memory_format=torch.contiguous_format)
         if needs_pos:
-            if ids is None:
+            if ids is None and geometry.clips == 1:
+                grad_pos = grad.clone()  # an operator may not return what it was given
+            elif ids is None:
                 grad_pos = grad.unflatten(0, (geometry.clips, geometry.tokens)).sum(0, dtype=torch.float32)
                 grad_pos = grad_pos.to(weight.dtype)
             else:

@@ -261,7 +261,8 @@ def grid_arguments(video: Tensor, geometry: Geometry) -> dict[str, int]:
     names = ("ST", "SH", "SW", "OT", "OH", "OW")
     constants = dict(zip(names, (*geometry.stride, *geometry.offset), strict=True))
     grid = {"tokens": geometry.tokens, "grid_h": geometry.grid[1], "grid_w": geometry.grid[2]}
-    return {**grid, **constants, "stride_b": video.stride(0)}
+    # Of one clip it moves nothing, and after unsqueeze it may be 3, from which no load could be seen to be aligned.
+    return {**grid, **constants, "stride_b": video.stride(0) if geometry.clips > 1 else 0}
 
 
 def patch_arguments(video: Tensor, geometry: Geometry) -> dict[str, int]:
@@ -276,7 +277,7 @@ def corners_of(video: Tensor, ids: Tensor | None, geometry: Geometry, rows: int)
     where, strides = grid_arguments(video, geometry), patch_arguments(video, geometry)
     axes = zip(("T", "H", "W"), video.stride()[2:], strict=True)
     steps = [where[kind + axis] * stride for axis, stride in axes for kind in "SO"]
-    unit = gcd(16, video.stride(0), *steps)
+    unit = gcd(16, where["stride_b"], *steps)
     corners = torch.empty(rows, dtype=torch.int64, device=video.device)
     _tubelet_corners_kernel[(triton.cdiv(rows, 256),)](
         ids, corners, rows, geometry.clips * geometry.tokens, **where, UNIT=unit, BLOCK=256,

@@ -12,13 +12,13 @@ def make_stage(config: TrainConfig) -> Stage:
     Raises:
         ValueError: bad data, a bad model to start from.
     """
-    if config.stage == "contrastive":
-        from fastvivit.train.stages.contrastive import Contrastive
+    if config.stage in ("video_to_text", "finetune"):
+        from fastvivit.train.stages.video_to_text import VideoToText
 
-        return Contrastive(config)
-    from fastvivit.train.stages.video_to_text import VideoToText
+        return VideoToText(config)
+    from fastvivit.train.stages.contrastive import Contrastive
 
-    return VideoToText(config)
+    return Contrastive(config)
 
 
 __all__ = ["Stage", "make_stage"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastvivit.data import ClipDataset, collate
+from fastvivit.data import ClipDataset
 from fastvivit.data.dataset import Failure
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
+from fastvivit.train.ranks import Ranks
+from fastvivit.train.sources import open_source
+from fastvivit.train.step import autocast
 
 
 class Scored(Protocol):
@@ -26,7 +29,7 @@ class Scored(Protocol):
 class Stage(ABC):
     """One run's own part: data, model, loss, scores and report. ``fit`` has the loop, checkpoints and the journal.
 
-    ``fit`` calls, in this order: the constructor, ``build``, ``prepare``, then ``losses`` for every batch and
+    ``fit`` calls, in this order: the constructor, ``build``, ``prepare``, then ``backward`` for every batch and
     ``evaluate`` now and then, ``report`` at the end. A mistake of the user's is best found before ``prepare``, which
     is the first that may write.
 
@@ -35,27 +38,34 @@ class Stage(ABC):
         encoder: configuration of the encoder, which says frames and size of a clip.
 
     Attributes:
-        dataset: training clips; items as ``ClipDataset`` gives them.
-        heldout: clips to score, or None.
-        collate: makes a batch of items.
-        failures: broken training files that are known before the first step.
+        sources: data sets of training samples, one for each of ``config.sources``; items as ``ClipDataset`` gives
+            them.
+        heldout: samples to score, or None.
+        failures: broken files of the first source that are known before the first step.
+        headline: the held-out score by which steps are compared, and whether more of it is better.
+        ranks: the processes of the run; ``fit`` sets it.
+        spreads: whether several processes can share a step, each with its part of every batch.
     """
 
-    collate: Callable[..., dict[str, Any]] = staticmethod(collate)
+    headline: tuple[str, bool] = ("loss", False)
+    spreads = False
 
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
-        self.config = config
+        self.config, self.ranks = config, Ranks()
         self.failures: list[Failure] = []
-        clip = {"frames": encoder.frames, "fps": config.data.fps, "size": encoder.size}
-        self.dataset = ClipDataset(config.data.train, seed=config.seed, cache=config.data.cache, **clip)
+        # A mask must not be the same for every source's first sample, so each has a seed of its own.
+        self.sources = [
+            open_source(source.path, config.data, encoder, seed=config.seed + number, mask=mask)
+            for number, (source, mask) in enumerate(zip(config.sources, config.masks, strict=True))
+        ]
         self.heldout: ClipDataset | None = None
         if config.data.heldout is not None:
-            self.heldout = ClipDataset(config.data.heldout, seed=config.seed, cache=config.data.cache, **clip)
+            self.heldout = open_source(config.data.heldout, config.data, encoder, seed=config.seed)
 
     @property
     def captions(self) -> list[str]:
-        """Every caption of the training clips."""
-        return [caption for entry in self.dataset.entries for caption in entry.captions]
+        """Every caption of the training samples."""
+        return [caption for dataset in self.sources for entry in dataset.entries for caption in entry.captions]
 
     @abstractmethod
     def build(self, run: Path) -> nn.Module:
@@ -73,8 +83,21 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The loss of a batch as "loss", with a graph; whatever else is there is noted in the journal."""
+    def losses(self, model: nn.Module, batches: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
+        """The loss of a step as "loss", with a graph; whatever else is there is noted in the journal.
+
+        Args:
+            model: it.
+            batches: one a source, as ``Mix.collate`` makes them.
+            device: the model's.
+        """
+
+    def backward(self, model: nn.Module, batches: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
+        """``losses``, without a graph; their gradients are added to the parameters'."""
+        with autocast(self.config.run.precision, device):
+            found = self.losses(model, batches, device)
+        found["loss"].backward()
+        return {name: value.detach() for name, value in found.items()}
 
     @abstractmethod
     def evaluate(self, model: nn.Module, *, last: bool) -> Scored | None:

@@ -1,56 +1,126 @@
-"""Contrastive training: clips against captions."""
+"""Contrastive training: clips and images against captions."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive_losses
 from fastvivit.modules.dual import VideoTextModel
-from fastvivit.train.build import build_model
+from fastvivit.modules.tubelets import Tubelets
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.page import Page
 from fastvivit.train.report import best_matches, score_table
 from fastvivit.train.stages.base import Stage
-from fastvivit.train.step import draw_masks
+from fastvivit.train.start import build_dual, load_dual_start
+from fastvivit.train.step import autocast, draw_masks
 
 _SEARCHES = 4
 
 
 class Contrastive(Stage):
-    """A dual encoder from scratch, symmetric InfoNCE; scored by retrieval."""
+    """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
+
+    headline = ("t2v_r1", True)
+    spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config, config.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._start = load_dual_start(config)
+        encoder = self._start.video if isinstance(self._start, VideoTextModel) else self._start
+        super().__init__(config, config.model if encoder is None else encoder.config)
+        self._images = any(dataset.kind == "image" for dataset in self.sources)
+        self._clips = any(dataset.kind == "video" for dataset in self.sources)
+        if config.stage == "images" and self._clips:
+            raise ValueError("data: wanted images alone in stage 'images', got clips")
 
     def build(self, run: Path) -> VideoTextModel:
-        """See ``build_model``."""
-        return build_model(self.config, self.captions)
+        """See ``build_dual``."""
+        return build_dual(self.config, self._start, self.captions, images=self._images, clips=self._clips)
 
     def prepare(self, model: VideoTextModel, run: Path, *, quiet: bool) -> None:
         """Nothing: everything is trained, from its first step on."""
 
-    def losses(self, model: VideoTextModel, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The loss, and ``scale``, which multiplies the cosines.
+    def losses(
+        self, model: VideoTextModel, batches: Sequence[dict[str, Any]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """The weighted mean of the sources' losses, and ``scale``, which multiplies the cosines.
 
-        With an auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``.
+        With an auxiliary loss also its parts: ``contrastive``, and ``mlm`` or ``captioning``. Of several sources the
+        loss of each, too: ``loss_0``, ``loss_1``, …
         """
-        keep = draw_masks(batch["mask_seed"], self.config.model.views, self.config.mask)
-        video = batch["video"].to(device, non_blocking=True)
-        keep = None if keep is None else keep.to(device, non_blocking=True)
-        parts = model.losses(video, batch["caption"], keep=keep, text_seeds=batch["mask_seed"].tolist())
-        loss = parts.pop("loss")
-        return {"loss": loss, "scale": model.scale} | (parts if len(parts) > 1 else {})
+        gather = not self.ranks.alone
+        found = contrastive_losses(model, self._parts(model, batches), loss=self.config.loss, gather=gather)
+        return self._noted(found, model)
+
+    def backward(
+        self, model: VideoTextModel, batches: Sequence[dict[str, Any]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """See ``Stage``; with ``memory.chunk`` in the memory of a chunk."""
+        config = self.config
+        if not config.memory.chunk:
+            return super().backward(model, batches, device)
+        parts = self._parts(model, batches)
+        with autocast(config.run.precision, device):
+            found = chunked_backward(
+                model,
+                parts,
+                chunk=self._chunks(model, parts),
+                loss=config.loss,
+                gather=not self.ranks.alone,
+                prefix=config.memory.prefix,
+            )
+            return self._noted(found, model)
+
+    def _noted(self, found: dict[str, Tensor], model: VideoTextModel) -> dict[str, Tensor]:
+        """What the journal is told; the contrastive part is the loss itself where there is no other."""
+        if self.config.auxiliary.kind == "none" and model.auxiliary is None:
+            del found["contrastive"]
+        return {"loss": found.pop("loss"), "scale": model.scale.detach()} | found
+
+    def _parts(self, model: VideoTextModel, batches: Sequence[dict[str, Any]]) -> list[ContrastivePart]:
+        """The batches with the masks that their samples drew."""
+        parts = []
+        for batch in batches:
+            video, keep = batch["video"], None
+            if not isinstance(video, Tubelets):
+                views, mask = model.video.config.views, self.config.masks[batch["source"]]
+                if _still(video):  # there is one time slot, so that tubes are random and frames are all there is
+                    views, mask = model.video.image.views((1, *video.shape[2:])), replace(mask, strategy="random")
+                keep = draw_masks(batch["mask_seed"], views, mask)
+            parts.append(
+                ContrastivePart(
+                    video,
+                    batch["caption"],
+                    keep=keep,
+                    weight=self.config.sources[batch["source"]].weight,
+                    text_seeds=batch["mask_seed"].tolist(),
+                )
+            )
+        return parts
+
+    def _chunks(self, model: VideoTextModel, parts: Sequence[ContrastivePart]) -> list[int]:
+        """``memory.chunk`` clips a pass; as many images as come to their tokens."""
+        chunk, config = self.config.memory.chunk, model.video.config
+        places = math.prod(side // part for side, part in zip(config.size, config.tubelet[1:], strict=True))
+        images = chunk * max(config.tokens // places, 1)
+        return [images if _still(part.video) else chunk for part in parts]
 
     def evaluate(self, model: VideoTextModel, *, last: bool) -> Evaluation | None:
         """Retrieval among the held-out clips, unmasked."""
         if self.heldout is None:
             return None
         config = self.config
-        return evaluate(model, self.heldout, batch_size=config.batch_size, workers=config.data.workers)
+        share = config.batch_size // self.ranks.size
+        return evaluate(model, self.heldout, batch_size=share, workers=config.data.workers, ranks=self.ranks)
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
         """Scores, and the best matches of some captions."""
@@ -61,3 +131,10 @@ class Contrastive(Stage):
             every = -(-len(evaluation.captions) // _SEARCHES)
             for query in range(0, len(evaluation.captions), every):
                 best_matches(page, evaluation, self.heldout, query)
+
+
+def _still(video: Tensor | list[Tensor] | Tubelets) -> bool:
+    """Whether these are images."""
+    if isinstance(video, Tubelets):
+        return len(video.size) == 2
+    return isinstance(video, Tensor) and video.dim() == 4

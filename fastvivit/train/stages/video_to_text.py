@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.vision import Vision
 from fastvivit.data import ClipDataset, VideoError
 from fastvivit.data.dataset import read_entry
+from fastvivit.data.shards import PackedDataset
 from fastvivit.train.captioner import LANGUAGE, build_captioner, load_start, with_prompt
 from fastvivit.train.captions import CaptionEvaluation, evaluate_captions, see
 from fastvivit.train.config import TrainConfig
@@ -20,7 +22,7 @@ from fastvivit.train.page import Page, Strip
 from fastvivit.train.report import some_frames
 from fastvivit.train.stages.base import Stage
 from fastvivit.train.step import autocast
-from fastvivit.train.vision import VisionCache, VisionDataset, collate_either
+from fastvivit.train.vision import VisionCache, VisionDataset
 
 VISION = "vision"
 _SHOWN, _FEW = 12, 20
@@ -36,8 +38,6 @@ _NAMES = {
 class VideoToText(Stage):
     """The stages "video_to_text" and "finetune": they differ in what they start from, and in their presets."""
 
-    collate = staticmethod(collate_either)
-
     def __init__(self, config: TrainConfig) -> None:
         config = with_prompt(config)
         self._start = load_start(config)
@@ -45,6 +45,12 @@ class VideoToText(Stage):
         if video.config.attention == "tubes" and config.mask.strategy != "random":
             raise ValueError(f"mask.strategy: wanted 'random' with tubes, got {config.mask.strategy!r}")
         super().__init__(config, video.config)
+        for name, dataset in (("train", self.sources[0]), ("heldout", self.heldout)):
+            if isinstance(dataset, PackedDataset):
+                # Frozen vision is cached, which saves more than reading less.
+                raise ValueError(f"data.{name}: wanted a manifest in stage {config.stage!r}, got packed shards")
+            if dataset is not None and dataset.kind != "video":
+                raise ValueError(f"data.{name}: wanted clips in stage {config.stage!r}, got images")
         self._quiet = True
 
     def build(self, run: Path) -> VideoCaptioner:
@@ -70,8 +76,8 @@ class VideoToText(Stage):
             save_language(model.lm, model.tokenizer, run / LANGUAGE)
         if config.vision.cache:
             cache = self._cache(model, run)
-            self.dataset = self._cached(cache, self.dataset, config.vision.masks)
-            self.failures = list(self.dataset.known)
+            self.sources = [self._cached(cache, self.sources[0], config.vision.masks)]
+            self.failures = list(self.sources[0].known)
             if self.heldout is not None:
                 self.heldout = self._cached(cache, self.heldout, 1)
 
@@ -99,8 +105,11 @@ class VideoToText(Stage):
         )
         return VisionDataset(cache, clips.entries, masks=masks, seed=config.seed, failures=failures)
 
-    def losses(self, model: VideoCaptioner, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    def losses(
+        self, model: VideoCaptioner, batches: Sequence[dict[str, Any]], device: torch.device
+    ) -> dict[str, Tensor]:
         """The captioning loss of the clips under their masks."""
+        (batch,) = batches
         vision: Vision = see(model, batch, self.config.mask, device)
         return {"loss": model(vision, batch["caption"], prompts=self.config.captions.prompt)}
 

@@ -1,4 +1,4 @@
-"""The least time of a piece of work on an architecture: bytes, FLOPs and exponentials over its published ceilings.
+"""Published ceilings of devices, and the least time that a piece of work can take there.
 
 No measurement: what a kernel can't beat, before anything has run. A run's own measured ceilings, which are lower, are
 in its results file.
@@ -6,7 +6,7 @@ in its results file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,10 @@ class Device:
         clock: Hz at which ``half`` is published.
         exponentials: a clock a multiprocessor ("Throughput of Native Arithmetic Instructions", CUDA C++ Programming
             Guide).
+        memory: bytes of it.
+        link: bytes/s between it and the host, one way.
+        blas: bytes of the workspace that PyTorch gives a cuBLAS handle there (``CUBLAS_WORKSPACE_CONFIG`` in its
+            documentation).
     """
 
     name: str
@@ -35,6 +39,9 @@ class Device:
     multiprocessors: int
     clock: float
     exponentials: int = 16
+    memory: int
+    link: float
+    blas: int = 8320 << 10
 
     @property
     def exponential_rate(self) -> float:
@@ -59,6 +66,8 @@ DEVICES = {
         ieee=19.5e12,
         multiprocessors=108,
         clock=1.41e9,
+        memory=80 * 10**9,
+        link=32e9,
     ),
     90: Device(
         name="H100 SXM",
@@ -69,6 +78,9 @@ DEVICES = {
         ieee=66.9e12,
         multiprocessors=132,
         clock=1.83e9,
+        memory=80 * 10**9,
+        link=64e9,
+        blas=32 << 20,
     ),
     100: Device(
         name="B200",
@@ -79,8 +91,41 @@ DEVICES = {
         ieee=75e12,
         multiprocessors=148,
         clock=1.86e9,
+        memory=180 * 10**9,
+        link=64e9,
+        blas=32 << 20,
     ),
 }
+
+# The parts that a plan can name, also those that differ from an architecture's largest in memory alone or in all.
+BY_NAME = {
+    "a100": DEVICES[80],
+    "a100-40gb": replace(
+        DEVICES[80], name="A100 SXM 40 GB", source="NVIDIA A100 data sheet", copy=1.555e12, memory=40 * 10**9
+    ),
+    "h100": DEVICES[90],
+    "h200": replace(DEVICES[90], name="H200 SXM", source="NVIDIA H200 data sheet", copy=4.8e12, memory=141 * 10**9),
+    "b200": DEVICES[100],
+    "rtx4090": Device(
+        name="GeForce RTX 4090",
+        source="NVIDIA Ada white paper, appendix A",
+        copy=1.008e12,
+        half=165.2e12,
+        tf32=82.6e12,
+        ieee=82.6e12,
+        multiprocessors=128,
+        clock=2.52e9,
+        memory=24 * 10**9,
+        link=32e9,
+    ),
+}
+
+
+def device_named(name: str) -> Device:
+    """The device of a name in ``BY_NAME``. Raises ``ValueError`` for another."""
+    if name not in BY_NAME:
+        raise ValueError(f"device: wanted one of {', '.join(map(repr, BY_NAME))}, got {name!r}")
+    return BY_NAME[name]
 
 
 @dataclass(frozen=True, kw_only=True)

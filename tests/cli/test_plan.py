@@ -1,0 +1,45 @@
+"""``fastvivit plan``."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tyro")
+
+from fastvivit.cli import main
+
+
+def test_it_prints_a_plan_and_says_by_its_code_whether_it_fits(capsys):
+    given = ["plan", "--model", "tiny", "--frames", "16", "--mask", "0.75", "--text", "none", "--batch", "4"]
+    assert main([*given, "--tuning", "last_4"]) == 0
+    assert "ViViT 192 x 12" in capsys.readouterr().out
+    assert main([*given, "--gpu-mem", "600MB", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["fits"] and told["gpu_memory"] == 600 * 10**6
+
+
+def test_a_config_and_changes_to_it(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'steps = 10\nbatch_size = 8\n[schedule]\nwarmup = 1\n[data]\ntrain = "clips.jsonl"\n[model]\n'
+        'preset = "tiny"\nframes = 4\nsize = 32\ndepth = 3\n[text]\nwidth = 32\nheads = 2\n'
+    )
+    assert main(["plan", str(config), "--override", "mask.ratio=0.5", "--chunk", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    step = told["step"]
+    assert (step["batch"], step["chunk"], step["mask_ratio"], told["steps"]) == (8, 2, 0.5, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu-mem", "much"], "gpu-mem: wanted a size such as 16GB"),
+        (["--tuning", "last_99"], "tuning: wanted last_1 to last_12"),
+        (["--override", "seed=1"], "override: wanted a CONFIG.toml"),
+        (["missing.toml"], "missing.toml"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
