@@ -36,15 +36,6 @@ def clip(encode, tmp_path):
     return encode(tmp_path / "clip.mp4", TEN, options={"g": "10"})
 
 
-@pytest.fixture
-def hanging(tmp_path):
-    """A file whose decoding never ends: it names a pipe that nobody writes to, and opening that blocks."""
-    os.mkfifo(tmp_path / "pipe.mp4")
-    path = tmp_path / "hanging.mp4"
-    path.write_text("ffconcat version 1.0\nfile pipe.mp4\n")
-    return path
-
-
 def pid_of(reader):
     return reader._child.process.pid
 
