@@ -8,6 +8,7 @@ from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
 from fastvivit.data.manifest import Entry, one_a_clip, read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
+from fastvivit.data.quarantine import Quarantine
 from fastvivit.data.sampler import EpochSampler
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards import PackedDataset, PackResult, pack
@@ -31,6 +32,7 @@ __all__ = [
     "MixSampler",
     "PackResult",
     "PackedDataset",
+    "Quarantine",
     "VideoError",
     "VideoInfo",
     "caption_frames",

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastvivit.data.container import VideoError
+from fastvivit.data.guarded import GuardedReader
 from fastvivit.data.images import read_image
-from fastvivit.data.manifest import Entry, read_manifest, twins_of
+from fastvivit.data.manifest import Entry, check_captioned, read_manifest, twins_of
+from fastvivit.data.quarantine import Quarantine
 from fastvivit.data.seeds import sample_seed
-from fastvivit.data.video import check_clip, read_clip
+from fastvivit.data.video import check_clip, decoder_threads, read_clip
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         cache: keep decoded clips in memory (each worker its own), ``frames * h * w * 3`` bytes each; items
             of the same entry then share it, so don't write into it.
         on_error: ``"replace"``, or ``"raise"`` the VideoError.
+        deadline: seconds for one file, which a process of its own then decodes: see `GuardedReader`. None decodes in
+            this process, where a file that hangs or crashes the decoder takes everything along.
+        threads: decoder threads of a reader; None shares the cores among the DataLoader's workers.
+        quarantine: a `Quarantine`, or the path of one: what it names counts as broken, and is never tried.
+
+    Attributes:
+        failures: the reason for every broken file, by its path.
+        known: the entries that ``quarantine`` names.
 
     Raises:
         ValueError: an argument outside its range, a bad manifest, one with clips and images, or (from an item) no
@@ -75,8 +85,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         cache: bool = False,
         on_error: str = "replace",
+        deadline: float | None = None,
+        threads: int | None = None,
+        quarantine: Quarantine | str | os.PathLike[str] | None = None,
     ) -> None:
         check_clip(frames, fps, size, 0.0, None, None)
+        decoder_threads(threads)
         if on_error not in ("replace", "raise"):
             raise ValueError(f"on_error: wanted 'replace' or 'raise', got {on_error!r}")
         self.entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
@@ -85,13 +99,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
         kinds = {entry.kind for entry in self.entries}
         if len(kinds) > 1:
             raise ValueError("source: wanted clips or images, got both; give them as two sources")
+        check_captioned(self.entries)
         self.kind = kinds.pop()
         self.frames, self.fps, self.size, self.seed, self.on_error = frames, fps, size, seed, on_error
+        self.threads, self._reader = threads, None if deadline is None else GuardedReader(deadline)
         self.failures: dict[str, str] = {}
         self._cache: dict[int, Tensor] | None = {} if cache else None
         # In shared memory: workers that live for the whole run see a new epoch, and what the others found.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
+        self.known = () if quarantine is None else _known(self.entries, quarantine)
+        self.record_failures(self.known)
 
     def __len__(self) -> int:
         """Entries, broken ones included."""
@@ -176,7 +194,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             return self._cache[index]
         entry = self.entries[index]
         try:
-            video = read_entry(entry, self.frames, self.fps, self.size)
+            video = read_entry(entry, self.frames, self.fps, self.size, reader=self._reader, threads=self.threads)
         except (VideoError, OSError) as error:
             if self.on_error == "raise":
                 raise
@@ -190,11 +208,29 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return video
 
 
-def read_entry(entry: Entry, frames: int, fps: float, size: int | tuple[int, int], *, pad: bool = True) -> Tensor:
-    """``read_clip`` of an entry's part of its file, ``read_image`` of an image."""
+def read_entry(
+    entry: Entry,
+    frames: int,
+    fps: float,
+    size: int | tuple[int, int],
+    *,
+    pad: bool = True,
+    reader: GuardedReader | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """``read_clip`` of an entry's part of its file, ``read_image`` of an image; by ``reader`` where there is one."""
     if entry.kind == "image":
-        return read_image(entry.video, size)
-    return read_clip(entry.video, frames, fps, size, entry.start, stream=entry.stream, pad=pad, end=entry.end)
+        return (read_image if reader is None else reader.read_image)(entry.video, size)
+    read = read_clip if reader is None else reader.read_clip
+    return read(
+        entry.video, frames, fps, size, entry.start, stream=entry.stream, pad=pad, end=entry.end, threads=threads
+    )
+
+
+def _known(entries: Sequence[Entry], quarantine: Quarantine | str | os.PathLike[str]) -> tuple[Failure, ...]:
+    bad = quarantine if isinstance(quarantine, Quarantine) else Quarantine(quarantine)
+    reasons = ((index, bad.reason(entry)) for index, entry in enumerate(entries))
+    return tuple(Failure(index, str(entries[index].video), reason) for index, reason in reasons if reason is not None)
 
 
 def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -101,7 +101,7 @@ class GuardedReader:
         end: float | None = None,
         threads: int | None = None,
     ) -> Tensor:
-        """`read_clip` with a deadline.
+        """`read_clip` of a file or a member of a tar, with a deadline.
 
         Raises:
             DecoderTimeout: (a VideoError) the deadline has passed.
@@ -148,7 +148,11 @@ class GuardedReader:
         return self._lock
 
     def _ask(self, what: str, path: str | os.PathLike[str], how: dict[str, Any], size: int) -> Any:
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"path: wanted a path, for another process to open, got a {type(path).__name__}")
         deadline = math.inf if self.deadline is None else self.deadline
+        if self._child is not None and self._child.process.poll() is not None:
+            self.close()  # it was ended while it was idle, which is not this file's fault
         try:
             if self._child is None:
                 self._child = _Child(self.memory)

@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         video: the file, of an image, too.
         kind: "video" or "image"; an image has no start, end or stream.
-        captions: one or more sentences that each describe the clip.
+        captions: sentences that each describe the clip; none where nothing is said of it yet.
         start: seconds after the file's first picture at which the clip begins.
         end: seconds at which it ends, or None for the end of the file.
         stream: index among the file's video streams, or None for the default one.
@@ -42,7 +42,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
-        if not self.captions or not all(isinstance(c, str) and c.strip() for c in self.captions):
+        if not all(isinstance(c, str) and c.strip() for c in self.captions):
             raise ValueError(f"caption: wanted a sentence or a list of them, got {list(self.captions)!r}")
         if not (self.start >= 0 and math.isfinite(self.start)):
             raise ValueError(f"start: wanted finite seconds of at least 0, got {self.start!r}")
@@ -101,7 +101,17 @@ def twins_of(entries: Sequence[Entry]) -> list[int]:
     return twins
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
+def check_captioned(entries: Sequence[Entry]) -> None:
+    """Refuse entries that nothing is said of. Raises ``ValueError``."""
+    silent = [entry for entry in entries if not entry.captions]
+    if silent:
+        raise ValueError(
+            f"caption: wanted a sentence or a list of them for every clip, {len(silent)} of {len(entries)} have none, "
+            f"for example {silent[0].video}"
+        )
+
+
+def read_manifest(path: str | os.PathLike[str], *, captioned: bool = True) -> list[Entry]:
     """Read a manifest; the videos themselves are not looked at.
 
     A line of JSON is ``{"video": path, "caption": str | [str], "start": s?, "end": s?, "stream": i?,
@@ -113,6 +123,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
 
     Args:
         path: a JSONL or CSV file in UTF-8; or a tar, several as ``train-{0000..0009}.tar``, or a folder of them.
+        captioned: refuse entries without a caption; if False, those of a manifest may have none.
 
     Returns:
         At least one entry, in the order of the file.
@@ -125,18 +136,15 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Entry]:
     if are_tars(path):
         return read_tars(path)
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"manifest: wanted a JSONL or CSV file, no such file: {file}")
-    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
     entries = []
-    try:
-        for line, row in rows(file):
-            try:
-                entries.append(entry_of(row, file.parent))
-            except ValueError as error:
-                raise ValueError(f"{file}:{line}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
+    for line, row in rows_of(file):
+        try:
+            entry = entry_of(row if captioned else {"caption": []} | row, file.parent)
+            if captioned and not entry.captions:
+                raise ValueError("caption: wanted a sentence or a list of them, got []")
+        except ValueError as error:
+            raise ValueError(f"{file}:{line}: {error}") from None
+        entries.append(entry)
     if not entries:
         raise ValueError(f"{file}: wanted at least one entry, the file has none")
     return entries
@@ -176,6 +184,24 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Pa
     finally:
         partial.unlink(missing_ok=True)
     return file
+
+
+def rows_of(file: Path, what: str = "manifest") -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file, or of a CSV by its name, each with its line number; empty cells are left out.
+
+    Args:
+        file: it.
+        what: how an error names the argument that the path came from.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or a line that is none; file and line are named.
+    """
+    if not file.is_file():
+        raise ValueError(f"{what}: wanted a JSONL or CSV file, no such file: {file}")
+    try:
+        yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -267,21 +293,21 @@ def _index(row: dict[str, Any], name: str) -> int | None:
 
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     captions = entry.captions
-    row: dict[str, Any] = {
-        entry.kind: _written(entry.video, folder),
-        "caption": captions[0] if len(captions) == 1 else list(captions),
-    }
+    row: dict[str, Any] = {entry.kind: written_path(entry.video, folder)}
+    if captions:
+        row["caption"] = captions[0] if len(captions) == 1 else list(captions)
     if entry.start:
         row["start"] = entry.start
     for name in ("end", "stream"):
         if getattr(entry, name) is not None:
             row[name] = getattr(entry, name)
     if entry.twin is not None:
-        row["twin"] = _written(entry.twin, folder)
+        row["twin"] = written_path(entry.twin, folder)
     return row | entry.extra
 
 
-def _written(video: Path, folder: Path) -> str:
+def written_path(video: Path, folder: Path) -> str:
+    """A file as a manifest in ``folder`` names it: relative where it lies below, else absolute."""
     # Text alone decides: following links would name another file than the one that was given.
     here, there = folder.absolute(), video.absolute()
     return (there.relative_to(here) if there.is_relative_to(here) else there).as_posix()

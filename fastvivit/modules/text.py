@@ -48,7 +48,7 @@ class TextTower(nn.Module):
             return
         # transformers 5 has renamed what its version 4 calls gradient checkpointing.
         kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
-        # It makes the embeddings' output need a gradient, and through frozen blocks one would be computed.
+        # transformers makes the embeddings' output need a gradient, and through frozen blocks one would be computed.
         if enable and any(parameter.requires_grad for parameter in self.model.parameters()):
             getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
             self.offload = HostOffload() if offload else None

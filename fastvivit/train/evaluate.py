@@ -108,9 +108,10 @@ def encode_clips(
     every = ranks.gather((torch.cat(vectors), entries, failures))
     for _, _, found in every:
         dataset.record_failures(found)
-    places = torch.tensor([entry for _, some, _ in every for entry in some])
-    order = places.argsort()
-    return torch.cat([some for some, _, _ in every])[order], places[order].tolist()
+    entries = [entry for _, some, _ in every for entry in some]
+    place = {entry: number for number, entry in enumerate(range(len(dataset)) if wanted is None else wanted)}
+    order = sorted(range(len(entries)), key=lambda row: place[entries[row]])
+    return torch.cat([some for some, _, _ in every])[order], [entries[row] for row in order]
 
 
 @torch.no_grad()

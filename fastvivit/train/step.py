@@ -48,9 +48,9 @@ def in_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 where ``in_bfloat16``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device))
+def autocast(precision: str, device: torch.device, *, cache: bool = True) -> torch.autocast:
+    """bfloat16 where ``in_bfloat16``; with ``cache`` a weight is cast once for all that runs inside."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(precision, device), cache_enabled=cache)
 
 
 def train_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -90,3 +91,12 @@ def cut():
         return target
 
     return copy
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """A file whose decoding never ends: it names a pipe that nobody writes to, and opening that blocks."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    path = tmp_path / "hanging.mp4"
+    path.write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    return path

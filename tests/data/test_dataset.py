@@ -180,6 +180,24 @@ def test_workers_give_the_same_and_tell_what_they_found(half_broken, broken):
     assert alone[1] == together[1] and len(alone[1]) == 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_hangs_is_replaced_after_its_deadline(entries, hanging, workers):
+    bad = [*entries[:2], Entry(video=hanging, captions=("one",)), entries[3]]
+    data = ClipDataset(bad, **LOOK, deadline=2.0, threads=1)
+    plain = ClipDataset([bad[0], bad[1], bad[3]], **LOOK)
+    loader = DataLoader(data, batch_size=2, collate_fn=collate, num_workers=workers)
+    first, second = list(loader)
+    assert torch.equal(first["video"], collate([plain[0], plain[1]])["video"])
+    assert [failure.index for failure in second["failures"]] == [2]
+    assert "hanging.mp4: wanted to read it within 2 s" in second["failures"][0].reason
+    assert second["index"][0] != 2 and torch.equal(second["video"][1], plain[2]["video"])
+
+
+def test_entries_without_a_caption_are_refused(entries):
+    with pytest.raises(ValueError, match=r"caption: wanted .* for every clip, 1 of 6 have none, for example .*0\.mp4"):
+        ClipDataset([Entry(video=entries[0].video, captions=()), *entries[1:]], **LOOK)
+
+
 def test_twins_are_found_by_their_paths(entries, tmp_path):
     linked = [
         Entry(video=tmp_path / "0.mp4", captions=("one",), twin=tmp_path / "sub/../2.mp4"),
@@ -198,6 +216,8 @@ def test_twins_are_found_by_their_paths(entries, tmp_path):
     [
         ({"frames": 0}, r"frames: wanted an int of at least 1, got 0"),
         ({"fps": -1}, r"fps: wanted a finite number above 0"),
+        ({"deadline": 0}, r"deadline: wanted seconds above 0 or None, got 0"),
+        ({"threads": 0}, r"threads: wanted an int of at least 1 or None, got 0"),
         ({"on_error": "skip"}, r"on_error: wanted 'replace' or 'raise', got 'skip'"),
         ({"source": []}, r"source: wanted at least one entry, got none"),
     ],

@@ -136,3 +136,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_extra_may_not_hide_a_field():
     with pytest.raises(ValueError, match=r"extra: wanted fields that an entry doesn't have itself, got \['end'\]"):
         Entry(video=Path("a.mp4"), captions=("one",), extra={"end": 3})
+
+
+def test_entries_without_a_caption_when_asked_for(tmp_path):
+    silent = Entry(video=tmp_path / "a.mp4", captions=(), start=1.0, extra={"duration": 3.0})
+    path = write_manifest(tmp_path / "clips.jsonl", [silent, Entry(video=tmp_path / "b.mp4", captions=("one",))])
+    assert path.read_text().startswith('{"video": "a.mp4", "start": 1.0, "duration": 3.0}\n')
+    assert read_manifest(path, captioned=False)[0] == silent
+    with pytest.raises(ValueError, match=r"clips\.jsonl:1: 'caption': wanted this field"):
+        read_manifest(path)
+    lines(path, {"video": "a.mp4", "caption": ""})
+    with pytest.raises(ValueError, match=r"clips\.jsonl:1: caption: wanted a sentence"):
+        read_manifest(path, captioned=False)

@@ -206,7 +206,7 @@ def test_compiles_whole(policy):
     torch.testing.assert_close(got, want)
 
 
-class Watched(offload._Lane):
+class Watched(offload.Lane):
     """A lane that notes what a stream would have been asked for."""
 
     def __init__(self, device):

@@ -26,7 +26,7 @@ from fastvivit.modules.dual import VideoTextModel
 from fastvivit.train import NonFiniteLoss, TrainConfig, checkpoint, fit, loop, parallel
 from fastvivit.train.build import scratch_tower
 from fastvivit.train.ranks import Ranks, joined
-from fastvivit.train.step import train_step
+from fastvivit.train.step import autocast, train_step
 from fastvivit.train.tables import OptimiserConfig, TextConfig
 
 CPU = torch.device("cpu")
@@ -196,6 +196,23 @@ def _same(found: dict, clipped: dict, norm: torch.Tensor, ranks: Ranks) -> None:
         if gradient is not None:  # it has been clipped in place since
             worst = (found[name] * scale - gradient).abs().max()
             assert worst <= TOLERANCE, (name, float(worst))
+
+
+def bfloat16(chunk: int) -> None:
+    """Under autocast parts are cast as copies are: the same gradients, to rounding in float32."""
+    with joined(CPU) as ranks:
+        share, found = LENGTH // ranks.size, {}
+        for how in ("ddp", "fsdp"):
+            model = dual("last_layers", None).float()
+            parallel.spread(model, how, ranks)
+            with autocast("bfloat16", CPU, cache=False):  # which rounds a sum over images and clips
+                backward(model, parts(ranks.rank * share, (ranks.rank + 1) * share, True), chunk, gather=True)
+            parallel.average_gradients(model, ranks)
+            found[how] = whole_gradients(model)
+        for name, gradient in found["ddp"].items():
+            if gradient is not None:
+                assert gradient.dtype == found["fsdp"][name].dtype == torch.float32
+                torch.testing.assert_close(found["fsdp"][name], gradient, rtol=1e-5, atol=1e-7)
 
 
 def unused() -> None:

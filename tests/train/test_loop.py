@@ -199,18 +199,19 @@ def test_nan_stops_the_run_and_spoils_nothing(config, tmp_path, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in fv.load_pretrained(latest).state_dict().values())
 
 
-def test_ctrl_c_saves(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves(config, tmp_path, monkeypatch, number):
     def interrupted(*args):
         if args[3] == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return train_step(*args)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     monkeypatch.setattr(loop, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(config, tmp_path / "run", quiet=True)
     assert latest_checkpoint(tmp_path / "run").name == "step-00000003"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_plain_lines_where_there_is_no_terminal(config, tmp_path, change, capsys):

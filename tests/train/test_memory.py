@@ -41,7 +41,7 @@ def seen(monkeypatch):
     monkeypatch.setattr(offload, "SMALLEST", 1)
     monkeypatch.setattr(offload.Lane, "host", counted("moved", offload.Lane.host))
     monkeypatch.setattr(recompute, "checkpoint", counted("checkpoint", recompute.checkpoint))
-    monkeypatch.setattr(recompute, "_remade", counted("through", recompute._remade))
+    monkeypatch.setattr(recompute, "remade", counted("through", recompute.remade))
     return counts
 
 

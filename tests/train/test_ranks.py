@@ -127,6 +127,10 @@ def two(config, whole, four, change, digits):
     dropping = change(config, model=config.model.replace(drop_path=0.2), data={"workers": 0}).to_dict()
     fsdp = change(config, run={"parallel": "fsdp"})
     chunked = change(config, memory={"chunk": 4}).to_dict()
+    narrow = {
+        how: change(config, memory={"chunk": 4}, run={"precision": "bfloat16", "parallel": how}, steps=4)
+        for how in ("ddp", "fsdp")
+    }
 
     def task(config, name, **more):
         return "train", {"config": config, "out": str(shared / name)} | more
@@ -149,10 +153,13 @@ def two(config, whole, four, change, digits):
             ("full", None, True, 1),
             ("selective", None, False, 0),
         ),
+        ("bfloat16", {"chunk": 0}),
+        ("bfloat16", {"chunk": 3}),
         ("command", {"settings": settings(shared, config, 3), "out": str(shared / "command")}),
         task(config.to_dict(), "ddp"),
         task(fsdp.to_dict(), "fsdp"),
         task(chunked, "chunked"),
+        *(task(narrow[how].to_dict(), f"bfloat16-{how}") for how in narrow),
         rest(fsdp.to_dict(), "from-one", "whole", 5),
         rest(config.to_dict(), "from-four", "four", 3),
         task(dropping, "drop"),
@@ -201,6 +208,11 @@ def test_another_number_of_processes_goes_on(two, whole, config, tmp_path):
     cut(two / "fsdp", tmp_path / "from-two", 5)
     fit(config, tmp_path / "from-two", resume=True, quiet=True)
     close(tmp_path / "from-two", whole)
+
+
+@pytest.mark.slow
+def test_parts_under_autocast_are_what_copies_are(two):
+    close(two / "bfloat16-fsdp", two / "bfloat16-ddp")
 
 
 @pytest.mark.slow

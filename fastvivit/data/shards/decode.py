@@ -36,11 +36,7 @@ def decoding(deadline: float | None, workers: int) -> Iterator[Read]:
         def read(entry: Entry, frames: int, fps: float, size: int | tuple[int, int]) -> Tensor:
             reader = free.get()
             try:
-                if entry.kind == "image":
-                    return reader.read_image(entry.video, size)
-                return reader.read_clip(
-                    entry.video, frames, fps, size, entry.start, stream=entry.stream, end=entry.end, threads=threads
-                )
+                return read_entry(entry, frames, fps, size, reader=reader, threads=threads)
             finally:
                 free.put(reader)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastvivit._folders import file_written_whole
 from fastvivit.data.container import VideoError
 from fastvivit.data.dataset import Failure
-from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.manifest import Entry, check_captioned, read_manifest
 from fastvivit.data.shards.decode import Read, decoding
 from fastvivit.data.shards.files import QUARANTINE, Pack, Place, is_pack, read_pack, write_pack
 from fastvivit.data.shards.job import Part, Written, clean, finished, parts_of, source_hash, working, write_part
@@ -91,6 +91,7 @@ def pack(
         raise ValueError("source: wanted at least one entry, got none")
     if len({entry.kind for entry in entries}) > 1:
         raise ValueError("source: wanted clips or images, got both; pack them into two folders")
+    check_captioned(entries)
     folder, still = Path(out), entries[0].kind == "image"
     layout = layout_of(None, size, tuple(tubelet)[-2:]) if still else layout_of(frames, size, tubelet)
     rate = None if still else fps

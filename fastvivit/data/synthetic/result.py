@@ -55,7 +55,7 @@ def read_source(source: str | os.PathLike[str] | Sequence[Entry | Path]) -> list
     Raises:
         ValueError: nothing, something else, or a bad manifest.
     """
-    items = list(read_manifest(source) if isinstance(source, str | os.PathLike) else source)
+    items = list(read_manifest(source, captioned=False) if isinstance(source, str | os.PathLike) else source)
     if not items:
         raise ValueError("source: wanted at least one clip, got none")
     if other := [item for item in items if not isinstance(item, Entry | Path)]:

@@ -94,10 +94,17 @@ class Stage(ABC):
 
     def backward(self, model: nn.Module, batches: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
         """``losses``, without a graph; their gradients are added to the parameters'."""
-        with autocast(self.config.run.precision, device):
+        with self.autocast(device):
             found = self.losses(model, batches, device)
         found["loss"].backward()
         return {name: value.detach() for name, value in found.items()}
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the forwards of a step run under."""
+        # A layer that is put together for each call is a new weight each time; a cast that belongs to an earlier one
+        # would lead its gradient astray, without an error.
+        parts = not self.ranks.alone and self.config.run.parallel == "fsdp"
+        return autocast(self.config.run.precision, device, cache=not parts)
 
     @abstractmethod
     def evaluate(self, model: nn.Module, *, last: bool) -> Scored | None:

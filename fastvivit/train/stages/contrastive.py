@@ -20,7 +20,7 @@ from fastvivit.train.page import Page
 from fastvivit.train.report import best_matches, score_table
 from fastvivit.train.stages.base import Stage
 from fastvivit.train.start import build_dual, load_dual_start
-from fastvivit.train.step import autocast, draw_masks
+from fastvivit.train.step import draw_masks
 
 _SEARCHES = 4
 
@@ -69,7 +69,7 @@ class Contrastive(Stage):
         if not config.memory.chunk:
             return super().backward(model, batches, device)
         parts = self._parts(model, batches)
-        with autocast(config.run.precision, device):
+        with self.autocast(device):
             found = chunked_backward(
                 model,
                 parts,

@@ -1,0 +1,114 @@
+"""Files that can't be read, on the disk: a line each, so that nobody tries them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastvivit.data.manifest import Entry, written_path
+
+QUARANTINE = "quarantine.jsonl"
+_PART = ("start", "end", "stream")
+
+
+class Bad(NamedTuple):
+    """A line of a quarantine.
+
+    Attributes:
+        video: the absolute path.
+        part: start, end and stream of the clip that can't be read; None for all of the file.
+        reason: what was found.
+    """
+
+    video: Path
+    part: tuple[float, float | None, int | None] | None
+    reason: str
+
+
+class Quarantine:
+    """The bad files of a run or a scan, in a JSONL file.
+
+    A line is ``{"video": path, "reason": str}`` for a file that is bad altogether (``"image"`` for an image), or
+    has ``"start"``, ``"end"`` and ``"stream"`` as well where it is one clip of the file that can't be read: another
+    part of the same file may be good. Paths are relative to the file's folder, as in manifests. To have a file
+    tried again, delete its line.
+
+    A line is on the disk when ``add`` returns; one that was cut off by a kill counts as never written. One process
+    may write to a file.
+
+    Args:
+        path: the file; made with the first line, in a folder that exists.
+
+    Raises:
+        ValueError: a file that is no quarantine; the line is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._bad: dict[tuple[str, Any], Bad] = {}
+        data = self.path.read_bytes() if self.path.exists() else b""
+        self._bytes = data.rfind(b"\n") + 1  # what follows was cut off
+        for number, line in enumerate(data[: self._bytes].splitlines(), 1):
+            try:
+                bad = self._parsed(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path}:{number}: wanted a line of a quarantine: {error!r}") from None
+            self._bad[_text(bad.video), bad.part] = bad
+
+    def __len__(self) -> int:
+        """How many lines there are."""
+        return len(self._bad)
+
+    def __iter__(self) -> Iterator[Bad]:
+        """The lines, in order."""
+        return iter(self._bad.values())
+
+    def reason(self, entry: Entry) -> str | None:
+        """Why an entry can't be read, or None where nothing is known against it."""
+        name = _text(entry.video)
+        bad = self._bad.get((name, None)) or self._bad.get((name, _part(entry)))
+        return None if bad is None else bad.reason
+
+    def add(self, entry: Entry, reason: str, *, whole: bool = False) -> bool:
+        """Note an entry, unless it is noted already.
+
+        Args:
+            entry: what can't be read.
+            reason: what was found.
+            whole: all of its file is bad.
+
+        Returns:
+            Whether there is a new line.
+        """
+        part = None if whole else _part(entry)
+        name = _text(entry.video)
+        if (name, None) in self._bad or (name, part) in self._bad:
+            return False
+        row: dict[str, Any] = {entry.kind: written_path(Path(name), self.path.parent)}
+        if part is not None:
+            row |= zip(_PART, part, strict=True)
+        line = json.dumps(row | {"reason": reason}, ensure_ascii=False) + "\n"
+        with self.path.open("ab") as file:
+            file.truncate(self._bytes)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._bytes = file.tell()
+        self._bad[name, part] = Bad(Path(name), part, reason)
+        return True
+
+    def _parsed(self, row: dict[str, Any]) -> Bad:
+        name = row["image" if "image" in row else "video"]
+        part = tuple(row[field] for field in _PART) if "start" in row else None
+        return Bad(Path(_text(self.path.parent / name)), part, row["reason"])
+
+
+def _part(entry: Entry) -> tuple[float, float | None, int | None]:
+    return entry.start, entry.end, entry.stream
+
+
+def _text(video: Path) -> str:
+    return os.path.abspath(video)  # noqa: PTH100 (normalises "..")
