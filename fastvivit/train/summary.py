@@ -87,7 +87,8 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
     page.table(["", "this run"], lines)
     if warm and _over_time(warm, "data_wait") > LIMIT:
         wait, busy = _over_time(warm, "data_wait"), _over_time(warm, "data_busy")
-        page.text(remedy(wait, busy, config.data.workers, usable_cores()).capitalize() + ".")
+        said = remedy(wait, busy, config.data.workers, usable_cores())
+        page.text(f"{said[0].upper()}{said[1:]}.")
 
 
 def sources_table(page: Page, stage: Stage) -> None:
