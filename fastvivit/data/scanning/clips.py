@@ -19,7 +19,7 @@ class Wanted:
     Attributes:
         kind: "video" or "image".
         segments: seconds of a piece; None leaves files whole.
-        min_seconds: shorter files and clips are left out.
+        min_seconds: shorter videos are left out.
         salvage: take the good part of a damaged file.
     """
 
@@ -80,14 +80,10 @@ class Wanted:
 
     def beyond(self, file: str, found: Survey, entry: Entry) -> Broken | None:
         """Why a clip that the captions name is left out, or None."""
-        end = found.seconds if entry.end is None else min(entry.end, found.seconds)
-        if self.kind == "image" or (entry.start < found.seconds and end - entry.start >= self.min_seconds):
+        if self.kind == "image" or entry.start < found.seconds:
             return None
         name = f"{entry.start:g} s to {'the end' if entry.end is None else f'{entry.end:g} s'}"
-        if entry.start >= found.seconds:
-            return Broken(file, "beyond the end", f"{file}, {name}: it can be read until {found.seconds:.3f} s only")
-        reason = f"{file}, {name}: wanted at least {self.min_seconds:g} s, there are {end - entry.start:.3f} s"
-        return Broken(file, "too short", reason)
+        return Broken(file, "beyond the end", f"{file}, {name}: it can be read until {found.seconds:.3f} s only")
 
     def _pieces(self, found: Survey) -> list[tuple[float, float | None]]:
         end = None if found.damage is None else found.seconds
