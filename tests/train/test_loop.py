@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -174,6 +175,22 @@ def test_broken_files_are_counted_and_end_nothing(damaged, tmp_path):
     assert rows[-1]["broken"] == 2 and rows[-1]["eval_broken"] == 1 and rows[-1]["eval_clips"] == 7
     text = " ".join(parsed(out / "report.html").words)
     assert "train/00000a.mp4" in text and "train/00000b.mp4" in text and "heldout/00000a.mp4" in text
+    found = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(row["video"].rpartition("/")[2] for row in found) == ["00000a.mp4", "00000b.mp4"]
+    assert all(row["reason"] for row in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_hangs_holds_nothing_up(damaged, tmp_path, change):
+    """Opening a pipe that nobody writes to never returns: the decoder is ended, the run goes on."""
+    os.mkfifo(tmp_path / "train" / "pipe.mp4")
+    (tmp_path / "train" / "00000a.mp4").write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    config = change(damaged, data={"workers": 1, "deadline": 2.0, "cache": False})
+    out = fit(config, tmp_path / "run", quiet=True)
+    assert read_metrics(out)[-1]["broken"] == 2
+    reasons = [json.loads(line)["reason"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert any("within 2 s" in reason for reason in reasons), reasons
 
 
 def test_no_readable_file_is_an_error(damaged, tmp_path):
