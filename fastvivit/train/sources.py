@@ -7,7 +7,6 @@ from pathlib import Path
 from fastvivit.data import ClipDataset
 from fastvivit.data.shards import PackedDataset, is_pack
 from fastvivit.models import ViViTConfig
-from fastvivit.train.starvation import usable_cores
 from fastvivit.train.tables import DataConfig, MaskConfig
 
 
@@ -28,11 +27,8 @@ def open_source(
     """
     if not is_pack(Path(path)):
         clip = {"frames": encoder.frames, "fps": data.fps, "size": encoder.size}
-        reading = {}
-        if data.workers:
-            # Decoders of all loader processes together take the machine's cores, and not each of them all.
-            reading = {"deadline": data.deadline or None, "threads": max(1, usable_cores() // data.workers)}
-        dataset = ClipDataset(path, seed=seed, cache=data.cache, **reading, **clip)
+        deadline = data.deadline if data.workers and data.deadline else None
+        dataset = ClipDataset(path, seed=seed, cache=data.cache, deadline=deadline, **clip)
         if mask is not None and mask.strategy == "grouped" and dataset.kind == "video":
             raise ValueError(f"mask.strategy: wanted packed shards for 'grouped', got {path}")
         return dataset
