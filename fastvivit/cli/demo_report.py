@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fastvivit.cli.demo_runs import MODELS, MOTIONS_CHANCE, TOP, Outcome, motions_found
+from fastvivit.cli.demo_long_report import long_section, long_summary, said
+from fastvivit.cli.demo_runs import MODELS, MOTIONS_CHANCE, SHORT, TOP, Outcome, motions_found
+from fastvivit.cli.demo_stages import LongOutcome
 from fastvivit.data import read_clip
 from fastvivit.search import search
 from fastvivit.train.page import Page, Strip
@@ -22,7 +24,7 @@ _LABELS = {
 }
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: Outcome, long: LongOutcome) -> str:
     """The table at the end of the demo, as text."""
     kinds = list(outcome.trained)
     evaluations = [outcome.trained[kind].evaluation for kind in kinds]
@@ -34,19 +36,19 @@ def summary(outcome: Outcome) -> str:
     shares = [motions_found(evaluation, outcome.dataset.entries) for evaluation in evaluations]
     values = "".join(f"{share:12.1f} %" for share in (*shares, MOTIONS_CHANCE))
     lines.append(f"{'best match moves as asked':<32}{values}")
+    lines.append(f"\n{long_summary(long)}")
     lines.append("\nsearches over the held-out files, and what the video-first model found first:")
-    for answer in outcome.searches["video-first"]:
+    for answer in outcome.searches[SHORT]:
         entry = outcome.dataset.entries[answer.entries[0]]
         verdict = "motions as asked" if answer.motions[0] else "other motions"
         lines.append(f"  {answer.query}\n    {entry.video.name}, {verdict}: {entry.captions[0]}")
-    lines.append(f"\nall of it took {outcome.seconds:.0f} s")
     return "\n".join(lines)
 
 
-def write_demo_report(out: Path, outcome: Outcome) -> Path:
+def write_demo_report(out: Path, outcome: Outcome, long: LongOutcome) -> Path:
     """Write the page into the demo's folder."""
     page = Page("fastvivit demo: moving digits")
-    first = next(iter(outcome.trained.values()))
+    first = outcome.trained[SHORT]
     page.text(
         "Every clip shows two handwritten digits, one after the other, each moving one way. Its twin has "
         "the halves swapped: exactly the same set of frames, another caption. Two small encoders learned to "
@@ -67,9 +69,10 @@ def write_demo_report(out: Path, outcome: Outcome) -> Path:
     for kind, one in outcome.trained.items():
         seconds = sum(row["seconds"] for row in one.metrics)
         page.text(
-            f"{kind}: {one.config.steps} steps of {one.config.batch_size} clips in {seconds:.0f} s, "
+            f"{kind}: {one.config.steps} steps of {said(one.config)} in {seconds:.0f} s, "
             f"final loss {one.metrics[-1]['loss']:.3f}."
         )
+    long_section(page, long)
     _searches(page, outcome)
     _own_clips(page, outcome)
     return page.write(out / REPORT)
@@ -83,11 +86,11 @@ def _searches(page: Page, outcome: Outcome) -> None:
         ["over all held-out captions", "best match moves as asked"],
         [*rows, ["chance", f"{MOTIONS_CHANCE:.1f} %"]],
     )
-    for number, answer in enumerate(outcome.searches["video-first"]):
+    for number, answer in enumerate(outcome.searches[SHORT]):
         page.heading(f"“{answer.query}”", 3)
         for kind, answers in outcome.searches.items():
             # The baseline's first answer is enough to see what it can't see.
-            for rank in range(TOP if kind == "video-first" else 1):
+            for rank in range(TOP if kind == SHORT else 1):
                 _show(page, outcome, kind, answers[number], rank)
 
 
@@ -104,13 +107,13 @@ def _show(page: Page, outcome: Outcome, kind: str, answer, rank: int) -> None:
 def _own_clips(page: Page, outcome: Outcome) -> None:
     if outcome.own is None:
         return
-    one = outcome.trained["video-first"]
+    one = outcome.trained[SHORT]
     page.heading("The same searches over your clips")
     page.text(
         "This model has seen nothing but moving digits, so these matches only show how files are cut into "
         "windows and searched."
     )
-    for answer in outcome.searches["video-first"]:
+    for answer in outcome.searches[SHORT]:
         page.heading(f"“{answer.query}”", 3)
         with torch.no_grad():
             vector = one.model.encode_text([answer.query])[0]

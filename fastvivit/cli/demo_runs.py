@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,10 @@ from fastvivit.train import (
 )
 from fastvivit.train.folders import MODEL
 
+SHORT, FRAMES = "video-first", "frame-level"
 MODELS = {
-    "video-first": "tubelets of 2 frames, all tokens of a clip attend to each other",
-    "frame-level": "every frame on its own, then the mean; no sense of time",
+    SHORT: "tubelets of 2 frames, all tokens of a clip attend to each other",
+    FRAMES: "every frame on its own, then the mean; no sense of time",
 }
 QUERIES, TOP = 4, 3
 # Four directions for the first digit, another one for the second: twelve pairs.
@@ -82,14 +82,12 @@ class Outcome:
         searches: their answers by name.
         own: windows of the user's clips, or None.
         dataset: the held-out clips.
-        seconds: what all of it took.
     """
 
     trained: dict[str, Trained]
     searches: dict[str, list[Answer]]
     own: Index | None
     dataset: ClipDataset
-    seconds: float
 
 
 def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int, seed: int) -> TrainConfig:
@@ -98,7 +96,7 @@ def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int
     A frame-level clip has twice as many tokens (tubelets of one frame), so it takes half of the steps.
     """
     shape = {"size": 64, "width": 128, "depth": 4, "heads": 4, "ff": 512, "pos_std": 0.2}
-    if kind == "frame-level":
+    if kind == FRAMES:
         steps = max(steps // 2, 1)
         model = ViViTConfig(frames=16, tubelet=(1, 16, 16), attention="frame", **shape)
     else:
@@ -115,26 +113,24 @@ def demo_config(kind: str, train: Path, heldout: Path, *, clips: int, steps: int
         optimiser=OptimiserConfig(lr=7e-4, clip=1.0),
         schedule=ScheduleConfig(warmup=min(50, steps // 2)),
         # Frames on their own are dropped whole: the same share, and sequences of one length are faster.
-        mask=MaskConfig(ratio=0.75, strategy="frame" if kind == "frame-level" else "random"),
+        mask=MaskConfig(ratio=0.75, strategy="frame" if kind == FRAMES else "random"),
         run=RunConfig(log_every=50, save_every=max(steps, 1), keep_last=1),
     )
 
 
-def run_searches(out: Path, configs: dict[str, TrainConfig], own: Sequence[Path], began: float) -> Outcome:
+def run_searches(out: Path, configs: dict[str, TrainConfig], own: Sequence[Path]) -> Outcome:
     """Score the models that were trained in ``out``, and ask both for the same captions of held-out clips.
 
     Args:
         out: the demo's folder.
         configs: the runs by name.
         own: files of the user's to search, too.
-        began: when the demo did, by ``time.monotonic``.
     """
     trained = {}
     for kind, config in configs.items():
         model = load_pretrained(out / kind / MODEL)
-        dataset = ClipDataset(
-            config.data.heldout, frames=config.model.frames, fps=config.data.fps, size=config.model.size
-        )
+        encoder = model.video.config
+        dataset = ClipDataset(config.data.heldout, frames=encoder.frames, fps=config.data.fps, size=encoder.size)
         trained[kind] = Trained(
             model=model,
             config=config,
@@ -144,9 +140,8 @@ def run_searches(out: Path, configs: dict[str, TrainConfig], own: Sequence[Path]
     return Outcome(
         trained=trained,
         searches=_ask(trained, dataset.entries),
-        own=_search_own(trained["video-first"], own),
+        own=_search_own(trained[SHORT], own),
         dataset=dataset,
-        seconds=time.monotonic() - began,
     )
 
 

@@ -16,6 +16,7 @@ from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.synthetic import caption_frames, summarise_transcripts
 from fastvivit.data.tars import read_tars
 from fastvivit.data.video import read_clip
+from fastvivit.data.walks import write_walks
 from fastvivit.data.writer import write_clip, write_image
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "write_image",
     "write_manifest",
     "write_stills",
+    "write_walks",
 ]

@@ -113,7 +113,7 @@ def make_clip(first: Half, second: Half, config: DigitsConfig | None = None) -> 
         uint8 ``(T, H, W, 3)``, white digits on black.
     """
     config = config or DigitsConfig()
-    clip = np.concatenate([_half(first, config), _half(second, config)])
+    clip = np.concatenate([draw_motion(half, config.frames // 2, config) for half in (first, second)])
     return np.repeat(clip[..., None], 3, axis=-1)
 
 
@@ -245,7 +245,7 @@ def write_stills(
     entries = []
     for number, (half, _) in enumerate(scenes):
         file = folder / f"{number:05d}.png"
-        write_image(file, np.repeat(_half(half, config)[0, ..., None], 3, axis=-1))
+        write_image(file, np.repeat(draw_motion(half, 1, config)[0, ..., None], 3, axis=-1))
         sentence = f"the digit {WORDS[half.digit]}"
         entries.append(Entry(video=file, kind="image", captions=(sentence,), extra={"first": half.digit}))
     return write_manifest(folder / "manifest.jsonl", entries)
@@ -258,14 +258,15 @@ def _glyphs() -> np.ndarray:
         return archive["glyphs"]
 
 
-def _half(half: Half, config: DigitsConfig) -> np.ndarray:
+def draw_motion(half: Half, frames: int, config: DigitsConfig) -> np.ndarray:
+    """A digit on its way, uint8 ``(frames, H, W)``."""
     glyph = torch.from_numpy(_glyphs()[half.digit, half.glyph]).float()[None, None]
     side = config.digit
     drawn = torch.nn.functional.interpolate(glyph, (side, side), mode="bilinear", align_corners=False)
     picture = np.zeros((config.size, config.size), np.uint8)
     picture[:side, :side] = drawn[0, 0].round().byte().numpy()
     down, right = MOTIONS[half.motion]
-    steps = [frame // config.every * config.step for frame in range(config.frames // 2)]
+    steps = [frame // config.every * config.step for frame in range(frames)]
     return np.stack(
         [np.roll(picture, (half.row + down * moved, half.column + right * moved), axis=(0, 1)) for moved in steps]
     )

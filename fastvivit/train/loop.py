@@ -134,6 +134,8 @@ def _fit(
             )
         if widened:
             journal.say(f"loaded in 16 bits and trained in float32: {', '.join(widened)}")
+        for remark in stage.remarks:
+            journal.say(remark)
         run = _Run(
             stage=stage,
             out=out,

@@ -22,6 +22,7 @@ from fastvivit.train.config import TrainConfig, check_encoder
 from fastvivit.train.folders import find_model
 from fastvivit.train.memory import apply_memory
 from fastvivit.train.tables import TuningConfig
+from fastvivit.train.words import learn_words
 
 
 def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
@@ -69,7 +70,8 @@ def build_dual(
     Args:
         config: the run.
         start: of ``load_dual_start``.
-        captions: of the training samples; a text tower from scratch takes its vocabulary from them.
+        captions: of the training samples; a text tower from scratch takes its vocabulary from them, and one that a
+            run began from scratch learns their new words.
         images: whether there are images to train on. Without, the path for them is left out of an encoder from
             scratch, and frozen in another.
         clips: whether there are clips; without, the path for them is frozen.
@@ -81,6 +83,9 @@ def build_dual(
     """
     if isinstance(start, VideoTextModel):
         model = start
+        # An auxiliary head predicts words, and those that it knows are as many as it has rows.
+        if config.tuning.text and model.auxiliary is None:
+            learn_words(model.text, captions)
     else:
         # Text first: an encoder is drawn with the same random numbers whichever tower stands beside it.
         text = build_text(config, captions)

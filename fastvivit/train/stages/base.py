@@ -42,6 +42,7 @@ class Stage(ABC):
             them.
         heldout: samples to score, or None.
         failures: broken files of the first source that are known before the first step.
+        remarks: what a person should be told before the first step.
         headline: the held-out score by which steps are compared, and whether more of it is better.
         ranks: the processes of the run; ``fit`` sets it.
         spreads: whether several processes can share a step, each with its part of every batch.
@@ -53,6 +54,7 @@ class Stage(ABC):
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
         self.config, self.ranks = config, Ranks()
         self.failures: list[Failure] = []
+        self.remarks: list[str] = []
         # A mask must not be the same for every source's first sample, so each has a seed of its own.
         self.sources = [
             open_source(source.path, config.data, encoder, seed=config.seed + number, mask=mask)

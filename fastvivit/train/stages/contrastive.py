@@ -21,6 +21,7 @@ from fastvivit.train.report import best_matches, score_table
 from fastvivit.train.stages.base import Stage
 from fastvivit.train.start import build_dual, load_dual_start
 from fastvivit.train.step import draw_masks
+from fastvivit.train.words import unread
 
 _SEARCHES = 4
 
@@ -44,7 +45,10 @@ class Contrastive(Stage):
 
     def build(self, run: Path) -> VideoTextModel:
         """See ``build_dual``."""
-        return build_dual(self.config, self._start, self.captions, images=self._images, clips=self._clips)
+        captions = self.captions
+        model = build_dual(self.config, self._start, captions, images=self._images, clips=self._clips)
+        self.remarks += unread(model.text, captions)
+        return model
 
     def prepare(self, model: VideoTextModel, run: Path, *, quiet: bool) -> None:
         """Nothing: everything is trained, from its first step on."""
