@@ -135,8 +135,6 @@ def test_packed_images_are_masked_as_decoded_ones(config, stills, tmp_path, chan
     data = {"heldout": None, "pair_twins": False}
     runs = {}
     for name, path in (("decoded", stills), ("packed", tmp_path / "packed")):
-        images = change(
-            config, stage="images", data=data | {"train": str(path)}, mask={"strategy": "frame"}, steps=3
-        )
+        images = change(config, stage="images", data=data | {"train": str(path)}, mask={"strategy": "frame"}, steps=3)
         runs[name] = [row["loss"] for row in read_metrics(fit(images, tmp_path / f"run {name}", quiet=True))]
     assert runs["packed"] == runs["decoded"]
