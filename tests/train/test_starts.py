@@ -33,6 +33,12 @@ def made(config, tmp_path, change):
     return make
 
 
+def test_nothing_from_scratch_is_frozen(config, tmp_path, change):
+    with pytest.raises(ValueError, match="tuning.method: wanted 'all' for an encoder from scratch, got 'lora'"):
+        fit(change(config, tuning={"method": "lora"}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("loss", "changes", "words"),
     [

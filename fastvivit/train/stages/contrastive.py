@@ -33,6 +33,8 @@ class Contrastive(Stage):
     spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.start is None and config.tuning.method != "all":  # what is frozen would stay as it was drawn
+            raise ValueError(f"tuning.method: wanted 'all' for an encoder from scratch, got {config.tuning.method!r}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # and leave a GPU's, the caller's, alone
             self._start = load_dual_start(config)
