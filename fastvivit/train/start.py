@@ -33,8 +33,8 @@ def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
     An encoder that the stage "images" has trained has its tubelets and positions made from those of images.
 
     Raises:
-        ValueError: no such model, one of another kind, ``model`` beside one that has its own, another loss or width
-            of the shared space than it has, fewer frames than there are.
+        ValueError: no such model, one of another kind, ``model`` or ``text.folder`` beside one that has its own,
+            another loss or width of the shared space than it has, fewer frames than there are.
     """
     if config.start is None:
         return None
@@ -53,7 +53,7 @@ def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
         raise ValueError(f"model: wanted None with a start that has its own encoder ({found.place}), got one")
     check_encoder(encoder.config, config)
     if isinstance(model, VideoTextModel):
-        _require_same_space(model, config, found.place)
+        _require_no_other(model, config, found.place)
     if found.settings.get("stage") == "images" and config.stage != "images":
         begin_from_images(encoder, config.init.inflate, config.init.time_std)
     if config.frames is not None and config.frames != encoder.config.frames:
@@ -173,8 +173,12 @@ def _inflate(embed: PatchEmbed, image: PatchEmbed, how: str) -> None:
         embed.pos.copy_(table.repeat(slots, 1))
 
 
-def _require_same_space(model: VideoTextModel, config: TrainConfig, place: Path) -> None:
-    """Refuse another loss or width than a model has: it would be left as it is, and nobody told."""
+def _require_no_other(model: VideoTextModel, config: TrainConfig, place: Path) -> None:
+    """Refuse another text tower, loss or width than a model has: it would be left as it is, and nobody told."""
+    if config.text.folder is not None:
+        raise ValueError(
+            f"text.folder: wanted None with a start that has its own text tower ({place}), got {config.text.folder!r}"
+        )
     if config.loss not in (None, model.loss):
         raise ValueError(f"loss: wanted None or {model.loss!r}, which {place} was trained with, got {config.loss!r}")
     if config.dim not in (TrainConfig.dim, model.dim):

@@ -44,6 +44,7 @@ def test_nothing_from_scratch_is_frozen(config, tmp_path, change):
     [
         ("infonce", {"loss": "siglip"}, "loss: wanted None or 'infonce', which .* was trained with, got 'siglip'"),
         ("siglip", {"loss": "infonce"}, "loss: wanted None or 'siglip', which .* was trained with, got 'infonce'"),
+        ("infonce", {"text": {"folder": "bert"}}, "text.folder: wanted None with a start that has its own text tower"),
         ("infonce", {"dim": 24}, "dim: wanted the 16 of .*, or none said, got 24"),
     ],
 )
