@@ -189,7 +189,7 @@ class _Step:
         """The first pass: embeddings of each part, and the last chunk with its graph."""
         found: list[list[Encoded]] = [[] for _ in self.parts]
         for chunk, clips in self.passes.staging.ahead(self.chunks, self.passes.clips):
-            graph = chunk is self.chunks[-1]
+            graph, encoded = chunk is self.chunks[-1], None  # else tokens of two chunks are alive at once
             encoded = self.passes.first(chunk, clips, graph=graph)
             del clips
             found[chunk.part].append(Encoded(_wide(encoded.video), _wide(encoded.text), None))

@@ -33,6 +33,12 @@ def test_random_keep_counts_and_order(batch, t, h, w, ratio):
                 assert (row.view(-1, places) % places == torch.arange(places)).all()
 
 
+def test_random_keep_keeps_the_smallest_draws():
+    keep = F.random_keep(3, 500, 0.75, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(3, 500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(keep, draws.argsort(1)[:, :125].sort(1).values)
+
+
 def test_random_keep_follows_its_generator_and_is_uniform():
     draws = [F.random_keep(4, 64, 0.75, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

@@ -80,12 +80,14 @@ class TextTower(nn.Module):
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L, width) states of ``input_ids`` and ``attention_mask`` of ``tokenize``, on the model's device."""
         device = next(self.model.parameters()).device
+        # A blocking copy would wait for all that the device has to do before it.
+        ids, mask = (one.to(device, non_blocking=True) for one in (ids, mask))
         with offloading(self.offload):
-            return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Return (B, width) for a list of B strings. Raises ``ValueError`` for anything else, or for none."""
         batch = self.tokenize(texts)
         states = self.states(batch["input_ids"], batch["attention_mask"])
-        real = batch["attention_mask"].to(states.device).unsqueeze(-1).to(states.dtype)
+        real = batch["attention_mask"].to(states.device, non_blocking=True).unsqueeze(-1).to(states.dtype)
         return (states * real).sum(1) / real.sum(1).clamp(min=1)

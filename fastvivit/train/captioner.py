@@ -44,6 +44,11 @@ def load_start(config: TrainConfig) -> ViViT | VideoCaptioner:
             f"start: wanted a ViViT or VideoTextModel for stage 'video_to_text', got a VideoCaptioner in "
             f"{found.place}; stage 'finetune' trains it on"
         )
+    if found.settings.get("stage") == "images":
+        raise ValueError(
+            f"start: wanted an encoder of clips, got that of stage 'images' in {found.place}, which has seen none; "
+            "stage 'image_to_video' trains it on"
+        )
     return model.video if isinstance(model, VideoTextModel) else model
 
 

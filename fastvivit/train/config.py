@@ -77,9 +77,9 @@ class TrainConfig:
         frames: of a clip, where an encoder from ``start`` has positions for another number.
         seed: of weights, order, masks and dropout.
         batch_size: clips a step; paper: 512.
-        dim: dimensions of the space that clips and captions share.
-        loss: "infonce", symmetric, the paper's, or "siglip"; None is the one that ``start`` was trained with, else
-            "infonce".
+        dim: dimensions of the space that clips and captions share; those of a VideoTextModel that ``start`` has.
+        loss: "infonce", symmetric, the paper's, or "siglip"; None is the one that ``start`` was trained with, from
+            which there is no way to the other, else "infonce".
         model: the encoder; None is ViT-B, and with ``start`` the one that is there. From an image ViT it says what
             that leaves open: frames, size, tubelet, attention. In TOML its table may name a preset:
             ``preset = "tiny"`` beside other fields.

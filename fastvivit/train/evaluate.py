@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +89,20 @@ def encode_clips(
     wanted: Sequence[int] | None = None,
     progress: Callable[[int], Any] | None = None,
     ranks: Ranks | None = None,
+    context: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, list[int]]:
     """(n, dim) unit vectors on the CPU of the clips that can be read, unmasked, and their n entries.
 
     ``wanted`` are entries, None is all of them; ``progress`` is called with the number of clips after each batch.
-    Ranks share the work, and all return the whole.
+    Ranks share the work, and all return the whole. The encoder runs inside of ``context()``, autocast for example.
     """
     ranks = ranks or Ranks()
     vectors, entries, failures = [], [], []
     for batch, good in heldout_batches(dataset, batch_size, workers, wanted=wanted, ranks=ranks):
         video = batch["video"].to(model.logit_scale.device)
-        vectors.append(model.encode_video(video).float().cpu()[good])
+        with context():
+            encoded = model.encode_video(video)
+        vectors.append(encoded.float().cpu()[good])
         entries += batch["index"][good].tolist()
         if progress is not None:
             progress(len(batch["index"]))
@@ -123,8 +127,11 @@ def evaluate(
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
     ranks: Ranks | None = None,
+    context: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Evaluation:
     """Score a model; it is left in the mode it was in. ``progress`` is called with the clips of each batch.
+
+    The encoders run inside of ``context()``; cosines are taken in float32 in any case.
 
     Entries of the same part of the same file are one clip with the captions of all: a manifest may have a line a
     caption, and as clips of their own they would tie with each other. Ranks of a run share the clips, and each returns
@@ -148,13 +155,15 @@ def evaluate(
             wanted=list(clips),
             progress=progress,
             ranks=ranks,
+            context=context,
         )
         captions, owners = [], []
         for place, entry in enumerate(entries):
             captions += clips[entry].captions
             owners += [place] * len(clips[entry].captions)
         parts = [captions[i : i + batch_size] for i in range(0, len(captions), batch_size)]
-        text = torch.cat([model.encode_text(part).float().cpu() for part in parts])
+        with context():
+            text = torch.cat([model.encode_text(part).float().cpu() for part in parts])
     finally:
         model.train(training)
     similarity = text @ video.T

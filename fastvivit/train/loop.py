@@ -212,6 +212,7 @@ class _Run:
                 if last:
                     return evaluation
                 if stopped:
+                    self.ranks.meet()  # torchrun ends the rank that still writes when another one is gone
                     self.journal.say(f"interrupted at step {self.step}; saved, resume goes on from there")
                     raise KeyboardInterrupt
                 began = time.monotonic()

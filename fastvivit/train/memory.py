@@ -17,7 +17,8 @@ class MemoryConfig:
     """Switches between memory and time. Losses and gradients stay what they are; a resumed run may differ in them.
 
     Attributes:
-        chunk: clips whose activations are alive at once; 0 is the whole batch. Contrastive training only.
+        chunk: clips whose activations are alive at once, or images where there are no clips; 0 is the whole batch.
+            Beside clips, as many images as come to their tokens. Contrastive training only.
         prefix: where the outputs of frozen blocks stay between the two passes of a chunked step: "device", "host",
             or "off" to compute them again. Contrastive training only.
         checkpointing: "none" keeps activations for the backward. "full" keeps the inputs of blocks alone and computes

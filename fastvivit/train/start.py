@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import fastvivit.functional as F
 from fastvivit import tune
 from fastvivit.convert import from_image_vit
 from fastvivit.models import ViViTConfig
+from fastvivit.modules.auxiliary import AuxiliaryConfig, make_head
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.embed import PatchEmbed, TubesEmbed
 from fastvivit.modules.vivit import ViViT
@@ -23,6 +25,7 @@ from fastvivit.train.folders import find_model
 from fastvivit.train.memory import apply_memory
 from fastvivit.train.tables import TuningConfig
 from fastvivit.train.words import learn_words
+from fastvivit.tune.freeze import settle
 
 
 def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
@@ -31,8 +34,8 @@ def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
     An encoder that the stage "images" has trained has its tubelets and positions made from those of images.
 
     Raises:
-        ValueError: no such model, one of another kind, ``model`` beside one that has its own, fewer frames than
-            there are.
+        ValueError: no such model, one of another kind, ``model`` or ``text.folder`` beside one that has its own,
+            another loss or width of the shared space than it has, fewer frames than there are.
     """
     if config.start is None:
         return None
@@ -50,6 +53,8 @@ def load_dual_start(config: TrainConfig) -> ViViT | VideoTextModel | None:
     if config.model is not None:
         raise ValueError(f"model: wanted None with a start that has its own encoder ({found.place}), got one")
     check_encoder(encoder.config, config)
+    if isinstance(model, VideoTextModel):
+        _require_no_other(model, config, found.place)
     if found.settings.get("stage") == "images" and config.stage != "images":
         begin_from_images(encoder, config.init.inflate, config.init.time_std)
     if config.frames is not None and config.frames != encoder.config.frames:
@@ -86,6 +91,7 @@ def build_dual(
         # An auxiliary head predicts words, and those that it knows are as many as it has rows.
         if config.tuning.text and model.auxiliary is None:
             learn_words(model.text, captions)
+        _set_auxiliary(model, config.auxiliary)
     else:
         # Text first: an encoder is drawn with the same random numbers whichever tower stands beside it.
         text = build_text(config, captions)
@@ -108,7 +114,7 @@ def tune_encoder(encoder: ViViT, config: TuningConfig, *, images: bool) -> None:
     """Freeze an encoder but for what is trained; LoRA of an earlier stage is folded in, adapters go on.
 
     Raises:
-        ValueError: adapters of an earlier stage and another method now; what ``fastvivit.tune`` refuses.
+        ValueError: adapters of an earlier stage and another method or width now; what ``fastvivit.tune`` refuses.
     """
     before = None if encoder.tuning is None else encoder.tuning["method"]
     if before == "add_lora":
@@ -116,6 +122,10 @@ def tune_encoder(encoder: ViViT, config: TuningConfig, *, images: bool) -> None:
     if before == "add_adapters":
         if config.method != "adapters":
             raise ValueError(f"tuning.method: wanted 'adapters' for an encoder that has them, got {config.method!r}")
+        width = encoder.tuning["width"]
+        if config.width not in (None, width):
+            raise ValueError(f"tuning.width: wanted None or the {width} of the adapters of start, got {config.width}")
+        settle(encoder, encoder.tuning | {"images": images})
         return
     if config.method == "all":
         encoder.requires_grad_(True)
@@ -166,6 +176,27 @@ def _inflate(embed: PatchEmbed, image: PatchEmbed, how: str) -> None:
         embed.pos_time.zero_()
     else:
         embed.pos.copy_(table.repeat(slots, 1))
+
+
+def _require_no_other(model: VideoTextModel, config: TrainConfig, place: Path) -> None:
+    """Refuse another text tower, loss or width than a model has: it would be left as it is, and nobody told."""
+    if config.text.folder is not None:
+        raise ValueError(
+            f"text.folder: wanted None with a start that has its own text tower ({place}), got {config.text.folder!r}"
+        )
+    if config.loss not in (None, model.loss):
+        raise ValueError(f"loss: wanted None or {model.loss!r}, which {place} was trained with, got {config.loss!r}")
+    if config.dim not in (TrainConfig.dim, model.dim):
+        raise ValueError(f"dim: wanted the {model.dim} of {place}, or none said, got {config.dim}")
+
+
+def _set_auxiliary(model: VideoTextModel, config: AuxiliaryConfig) -> None:
+    """The auxiliary loss that a run asks for: with the head that is there if it is of the same kind, or a new one."""
+    head = model.auxiliary
+    if head is not None and replace(head.config, weight=config.weight, mlm_ratio=config.mlm_ratio) == config:
+        head.config = config
+    else:
+        model.auxiliary = make_head(config, model.video, model.text)
 
 
 def _is_image_model(folder: Path) -> bool:

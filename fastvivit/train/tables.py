@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fastvivit.train.checks import above, at_least, one_of
@@ -110,7 +111,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         at_least("data.sources", self, 1, "batch")
-        above("data.sources", self, 0, "weight")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"data.sources.weight: wanted above 0, and finite, got {self.weight!r}")
         if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
             raise ValueError(f"data.sources.mask_ratio: wanted 0 <= ratio < 1, got {self.mask_ratio}")
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -90,6 +91,28 @@ def poisoned(config: dict, out: str) -> None:
             assert "step 3: the loss is nan" in str(error), error
             return
     raise AssertionError("nothing was raised")
+
+
+def interrupted(config: dict, out: str) -> None:
+    """One rank is told to stop: no rank leaves before the checkpoint is there, or torchrun would end the writer."""
+    whole = checkpoint.written_whole
+
+    def told(model, optimiser, batches, step, *rest):
+        if step == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(model, optimiser, batches, step, *rest)
+
+    def slow(folder):
+        time.sleep(1)
+        return whole(folder)
+
+    with mock.patch.object(loop, "train_step", told), mock.patch.object(checkpoint, "written_whole", slow):
+        try:
+            fit(TrainConfig.from_dict(config), out, quiet=True)
+        except KeyboardInterrupt:
+            assert [folder.name for folder in checkpoint.checkpoints(Path(out))] == ["step-00000003"]
+            return
+    raise AssertionError("nothing stopped it")
 
 
 def killed(config: dict, out: str, rank: int) -> None:

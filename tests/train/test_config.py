@@ -192,6 +192,10 @@ def test_bad_overrides(tmp_path, override, words):
         (merged(dim=0), "dim: wanted at least 1, got 0"),
         ({"steps": 2000, "data": "clips.jsonl"}, "data: wanted a table of fields, got 'clips.jsonl'"),
         (merged(data={"fps": 0}), "data.fps: wanted above 0, got 0.0"),
+        (
+            {"steps": 2000, "data": {"sources": [{"path": "a", "batch": 512, "weight": math.inf}]}},
+            "data.sources.weight: wanted above 0, and finite, got inf",
+        ),
         (merged(data={"workers": -1}), "data.workers: wanted at least 0, got -1"),
         (merged(data={"train": 3}), "data.train: wanted a string or nothing, got 3"),
         (merged(data={"cache": 1}), "data.cache: wanted true or false, got 1"),

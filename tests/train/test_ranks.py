@@ -166,6 +166,7 @@ def two(config, whole, four, change, digits):
         rest(dropping, "drop-cut", "drop", 5),
         task(change(config, data=damaged, steps=4).to_dict(), "damaged"),
         ("poisoned", {"config": fsdp.to_dict(), "out": str(shared / "nan")}),
+        ("interrupted", {"config": config.to_dict(), "out": str(shared / "interrupted")}),
     )
     return shared
 
@@ -234,6 +235,11 @@ def test_broken_files_are_counted_once_by_all(two):
 def test_nan_on_one_rank_stops_all(two):
     assert [row["step"] for row in read_metrics(two / "nan")] == [1, 2]
     assert latest_checkpoint(two / "nan") is None
+
+
+@pytest.mark.slow
+def test_no_rank_leaves_while_another_writes_the_last_checkpoint(two):
+    assert [folder.name for folder in checkpoints.checkpoints(two / "interrupted")] == ["step-00000003"]
 
 
 @pytest.mark.slow

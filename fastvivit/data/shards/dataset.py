@@ -114,8 +114,10 @@ class PackedDataset(ClipDataset):
         generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, index, "mask"))
         if self.strategy == "grouped":
             return grouped_keep(self.layout, order, self.mask_ratio, generator)
+        # Of an image, one slot, tubes are random places and frames are all there is.
+        strategy = self.strategy if self.kind == "video" else "random"
         grid = (1, *self.layout.grid)[-3:]
-        return draw_keep(1, (grid,), self.mask_ratio, generator=generator, strategy=self.strategy).ids[0]
+        return draw_keep(1, (grid,), self.mask_ratio, generator=generator, strategy=strategy).ids[0]
 
     def _tubelets(self, shard: int, row: int, order: np.ndarray, keep: Tensor) -> Tubelets:
         rows = np.empty_like(order)

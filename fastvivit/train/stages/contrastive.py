@@ -14,6 +14,7 @@ from torch import Tensor
 from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive_losses
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.tubelets import Tubelets
+from fastvivit.modules.vivit import ViViT
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.page import Page
@@ -33,8 +34,10 @@ class Contrastive(Stage):
     spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.start is None and config.tuning.method != "all":  # what is frozen would stay as it was drawn
+            raise ValueError(f"tuning.method: wanted 'all' for an encoder from scratch, got {config.tuning.method!r}")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # and leave a GPU's, the caller's, alone
             self._start = load_dual_start(config)
         encoder = self._start.video if isinstance(self._start, VideoTextModel) else self._start
         super().__init__(config, config.model if encoder is None else encoder.config)
@@ -42,6 +45,15 @@ class Contrastive(Stage):
         self._clips = any(dataset.kind == "video" for dataset in self.sources)
         if config.stage == "images" and self._clips:
             raise ValueError("data: wanted images alone in stage 'images', got clips")
+        if self.heldout is not None:
+            self._require_path(self.heldout.kind, encoder)
+
+    def _require_path(self, kind: str, encoder: ViViT | None) -> None:
+        """Refuse to score what the encoder has no trained path for, at the first step instead of the first scores."""
+        if kind == "video" and not self._clips and (encoder is None or self.config.stage == "images"):
+            raise ValueError("data.heldout: wanted images, as what is trained on, got clips")
+        if kind == "image" and not self._images and (encoder is None or encoder.image is None):
+            raise ValueError("data.heldout: wanted clips, as what is trained on, got images")
 
     def build(self, run: Path) -> VideoTextModel:
         """See ``build_dual``."""
@@ -86,7 +98,7 @@ class Contrastive(Stage):
 
     def _noted(self, found: dict[str, Tensor], model: VideoTextModel) -> dict[str, Tensor]:
         """What the journal is told; the contrastive part is the loss itself where there is no other."""
-        if self.config.auxiliary.kind == "none" and model.auxiliary is None:
+        if model.auxiliary is None:
             del found["contrastive"]
         return {"loss": found.pop("loss"), "scale": model.scale.detach()} | found
 
@@ -112,11 +124,13 @@ class Contrastive(Stage):
         return parts
 
     def _chunks(self, model: VideoTextModel, parts: Sequence[ContrastivePart]) -> list[int]:
-        """``memory.chunk`` clips a pass; as many images as come to their tokens."""
-        chunk, config = self.config.memory.chunk, model.video.config
-        places = math.prod(side // part for side, part in zip(config.size, config.tubelet[1:], strict=True))
-        images = chunk * max(config.tokens // places, 1)
-        return [images if _still(part.video) else chunk for part in parts]
+        """``memory.chunk`` samples a pass; of images beside clips, as many as come to the clips' kept tokens."""
+        chunk = self.config.memory.chunk
+        clips = [_tokens(model, part) for part in parts if not _still(part.video)]
+        return [
+            chunk * max(max(clips) // _tokens(model, part), 1) if clips and _still(part.video) else chunk
+            for part in parts
+        ]
 
     def evaluate(self, model: VideoTextModel, *, last: bool) -> Evaluation | None:
         """Retrieval among the held-out clips, unmasked."""
@@ -126,7 +140,15 @@ class Contrastive(Stage):
         share = config.batch_size // self.ranks.size
         if config.memory.chunk:
             share = min(share, config.memory.chunk)  # a large batch fits because it is never alive at once
-        return evaluate(model, self.heldout, batch_size=share, workers=config.data.workers, ranks=self.ranks)
+        device = model.logit_scale.device
+        return evaluate(
+            model,
+            self.heldout,
+            batch_size=share,
+            workers=config.data.workers,
+            ranks=self.ranks,
+            context=lambda: self.autocast(device),
+        )
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
         """Scores, and the best matches of some captions."""
@@ -137,6 +159,17 @@ class Contrastive(Stage):
             every = -(-len(evaluation.captions) // _SEARCHES)
             for query in range(0, len(evaluation.captions), every):
                 best_matches(page, evaluation, self.heldout, query)
+
+
+def _tokens(model: VideoTextModel, part: ContrastivePart) -> int:
+    """Tokens that the encoder takes of a sample, the most of a part."""
+    video, keep = part.video, part.keep
+    if isinstance(video, Tubelets):
+        return max(video.counts)
+    if keep is not None:
+        return keep.ids.shape[1]
+    views = model.video.image.views((1, *video.shape[2:])) if _still(video) else model.video.config.views
+    return sum(map(math.prod, views))
 
 
 def _still(video: Tensor | list[Tensor] | Tubelets) -> bool:
