@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def learn_words(text: TextTower, captions: Iterable[str]) -> list[str]:
 
 def unread(text: TextTower, captions: Sequence[str]) -> list[str]:
     """What of the captions a text tower does not see, in words for a person; nothing where it sees all of them."""
-    some = captions[:: -(-len(captions) // _LOOKED_AT)]
+    some = random.Random(0).sample(captions, min(len(captions), _LOOKED_AT))
     rows = text.tokenizer(some, verbose=False)["input_ids"]
     remarks = []
     cut = sum(len(row) > text.max_length for row in rows)

@@ -8,7 +8,8 @@ import torch
 
 from fastvivit.cli.demo_captions import CAPTIONERS, caption_config, score_texts
 from fastvivit.cli.demo_folder import make_room
-from fastvivit.cli.demo_runs import MODELS, demo_config
+from fastvivit.cli.demo_runs import MODELS, SHORT, demo_config
+from fastvivit.cli.demo_stages import IMAGES, LONG, Files, stage_configs
 from fastvivit.data import read_manifest
 from fastvivit.data.digits import WORDS
 from fastvivit.train import read_metrics
@@ -28,12 +29,26 @@ def test_demo(call, digits, tmp_path):
     assert code == 0 and f"report: {tmp_path / 'demo' / 'report.html'}" in out
     assert "own caption above the twin's" in out and "broken.mp4" in out
     page = parsed(tmp_path / "demo" / "report.html")
-    assert len(page.images) == 1 + 4 * (3 + 1) + 4 * 3
-    assert {"video-first", "frame-level", "chance"} <= set(page.words)
-    assert left(tmp_path / "demo") == sorted([*MODELS, "report.html", "videos"])
+    # Two plots, a long clip at two rates, searches of both models, and of the user's own clips.
+    assert len(page.images) == 2 + 2 + 4 * (3 + 1) + 4 * 3
+    views = {"16-frame model, first 16 frames", "16-frame model, every 4th frame", "after short_to_long, 64 frames"}
+    assert {"video-first", "frame-level", "chance", "stretched to 64 frames, not trained", *views} <= set(page.words)
+    runs = {*MODELS, IMAGES, LONG}
+    assert left(tmp_path / "demo") == sorted([*runs, "report.html", "videos"])
     (tmp_path / "demo" / "notes.txt").write_text("mine")
-    make_room(tmp_path / "demo", tuple(MODELS))
+    make_room(tmp_path / "demo", tuple(runs))
     assert left(tmp_path / "demo") == ["notes.txt", "report.html", "videos"]
+
+
+def test_the_demo_goes_through_the_papers_stages(tmp_path):
+    short = demo_config(SHORT, tmp_path / "a", tmp_path / "b", clips=64, steps=40, seed=5)
+    files = Files(**{name: tmp_path / name for name in ("stills", "stills_heldout", "long", "long_heldout")})
+    runs = stage_configs(tmp_path, short, files, clips=64)
+    assert [run.stage for run in runs.values()] == ["images", "image_to_video", "short_to_long"]
+    assert [run.start for run in runs.values()] == [None, str(tmp_path / "images"), str(tmp_path / "video-first")]
+    assert [run.masks[0].ratio for run in runs.values()] == [0.0, 0.75, 0.75]
+    assert runs[SHORT].masks[1].ratio == 0.0 and runs[LONG].frames == 4 * short.model.frames
+    assert all(run.seed == 5 for run in runs.values())
 
 
 def test_demo_of_captions(call, tmp_path):
