@@ -118,7 +118,7 @@ def _own_clips(page: Page, outcome: Outcome) -> None:
         with torch.no_grad():
             vector = one.model.encode_text([answer.query])[0]
         for match in search(outcome.own, vector, TOP):
-            config = one.config
-            clip = read_clip(match.file, config.model.frames, config.data.fps, config.model.size, match.start)
+            encoder = one.model.video.config
+            clip = read_clip(match.file, encoder.frames, one.config.data.fps, encoder.size, match.start)
             caption = f"{Path(match.file).name}, {match.start:.1f} to {match.end:.1f} s, {match.score:.2f}"
             page.strip(Strip(frames=some_frames(clip), caption=caption))
