@@ -162,7 +162,7 @@ class GuardedReader:
             self.close()  # it was ended while it was idle, which is not this file's fault
         try:
             if self._child is None:
-                self._child = _Child(self.memory)
+                self._child = self._started()
             self._child.grow(size)
             answer = self._child.ask({"do": what, "path": os.fspath(path), "deadline": deadline, **how}, deadline)
         except TimeoutError:
@@ -183,6 +183,12 @@ class GuardedReader:
         if "system" in answer:
             raise OSError(*answer["system"])
         raise RuntimeError(f"{path}: in the decoder process: {answer['bug']}")
+
+    def _started(self) -> _Child:
+        try:
+            return _Child(self.memory)
+        except OSError as error:  # such as too many open files: not this file's fault, and callers would leave it out
+            raise RuntimeError(f"the decoder process can't be started: {error}") from error
 
 
 class _Gone(Exception):

@@ -148,7 +148,7 @@ def test_mistakes_name_the_argument(arguments, message):
 
 def test_sizes_as_people_write_them():
     assert parse_bytes("16GB") == parse_bytes("16 gb") == parse_bytes(16e9) == parse_bytes("16e9") == 16 * 10**9
-    assert parse_bytes("16GiB") == 16 * 2**30 and parse_bytes("1.5M") == 1_500_000
+    assert parse_bytes("16GiB") == 16 * 2**30 and parse_bytes("2 kib") == 2048 and parse_bytes("1.5M") == 1_500_000
     for wrong in ("", "GB", "0GB", "-1GB", "16XB", "inf", "nan"):
         with pytest.raises(ValueError, match="gpu_memory: wanted a size"):
             parse_bytes(wrong)

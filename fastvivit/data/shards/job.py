@@ -17,7 +17,8 @@ import numpy as np
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.manifest import Entry
-from fastvivit.data.shards.files import ENTRIES, INDEX, QUARANTINE, Shard, read_json, write_json
+from fastvivit.data.quarantine import QUARANTINE
+from fastvivit.data.shards.files import ENTRIES, INDEX, Shard, read_json, write_json
 from fastvivit.data.shards.layout import Layout
 
 WORK = ".packing"
@@ -95,7 +96,7 @@ def working(folder: Path, source: str) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ValueError(f"out: wanted a folder of its own, another process is packing into {folder}") from None
         job = work / "job.json"
         if job.exists() and read_json(job).get("source") != source:
