@@ -67,20 +67,12 @@ def parts_of(entries: int, layout: Layout, shard_size: int) -> list[Part]:
 
 def source_hash(entries: Sequence[Entry], layout: Layout, fps: float | None, each: int) -> str:
     """A hash of all that says what will be in the shards."""
-    rows = [
-        [
-            str(entry.video.absolute()),
-            entry.captions,
-            entry.start,
-            entry.end,
-            entry.stream,
-            str(entry.twin),
-            entry.extra,
-        ]
-        for entry in entries
-    ]
-    text = json.dumps([layout.shape, layout.tubelet, fps, each, rows], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([layout.shape, layout.tubelet, fps, each]).encode())
+    for entry in entries:  # one by one: as one text, those of a million take as much memory again
+        video, twin, part = entry.video.absolute(), entry.twin, (entry.start, entry.end, entry.stream)
+        row = [str(video), entry.captions, *part, str(twin), entry.extra]
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 @contextmanager
