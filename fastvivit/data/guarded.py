@@ -201,7 +201,11 @@ class _Child:
     def __init__(self, memory: int) -> None:
         self._memory = os.memfd_create("fastvivit") if hasattr(os, "memfd_create") else _unnamed_file()
         self._map: mmap.mmap | None = None
-        self._read, write = os.pipe()
+        try:
+            self._read, write = os.pipe()
+        except OSError:
+            os.close(self._memory)
+            raise
         self._unread = b""
         command = [sys.executable, "-I", "-S", str(_PROGRAM), str(write), str(self._memory), str(memory)]
         try:
