@@ -50,6 +50,8 @@ BENCHES = {
     "more": (
         ("whole encoders", ("encoder/",), False, 60),
         ("switches that save memory", ("memory/",), False, 120),
+        ("contrastive steps in chunks", ("contrastive/",), False, 120),
+        ("clips from the disk", ("data/",), False, 60),
         ("models of transformers", ("models/",), False, 60),
         ("captioning", ("caption/", "linear_cross_entropy/"), False, 60),
         ("every masking ratio", MASKED, False, 60),
@@ -95,7 +97,8 @@ def steps(stage: str, python: str, *, dry: bool, save: list[str], commit: str = 
 def _benches(stage: str, module: list[str], dry: bool, save: list[str]) -> list[Step]:
     run = [*module, "benchmarks.run"]
     if dry:
-        kernels, models = ("embed/", "attention/", "rows/", "block/"), ("overhead/", "encoder/", "memory/", "models/")
+        kernels = ("embed/", "attention/", "rows/", "block/")
+        models = ("overhead/", "encoder/", "memory/", "contrastive/", "data/", "models/")
         words = kernels if stage == "bench" else models
         made = [Step(name=stage, command=[*run, "--quick", "--device", "cpu", "--only", *words], seconds=240)]
         if stage == "more":

@@ -25,7 +25,7 @@ import fastvivit as fv
 from fastvivit import tune
 from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive_losses
 from fastvivit.modules.clips import draw_keep
-from fastvivit.planning.devices import BY_NAME
+from fastvivit.planning.devices import BY_NAME, names_of, peak_flops
 from fastvivit.planning.fakes import widen_norms
 from fastvivit.planning.ledger import Ledger
 from fastvivit.planning.memory import memory_of
@@ -189,7 +189,9 @@ def row_of(setting: Setting, device: str, named: str, *, quick: bool) -> dict[st
     row["ratio"] = None if found["bytes"] is None else memory.total / found["bytes"]
     row["mfu"] = None
     if found["seconds"] is not None:
-        row["mfu"] = model_flops(step) / (found["seconds"] * where.half)
+        # Of the GPU that it is, which need not be the one that is planned for.
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        row["mfu"] = None if peak is None else model_flops(step) / (found["seconds"] * peak)
         row["clips_per_second"] = step.batch / found["seconds"]
     return row | {"predicted_total_seconds": seconds.total}
 
@@ -203,18 +205,15 @@ def line_of(row: dict[str, object]) -> str:
     if row["measured_seconds"] is None:
         return line
     times = f"{show_seconds(row['predicted_total_seconds']):>10}{show_seconds(row['measured_seconds']):>10}"
-    return f"{line}{times}{row['mfu']:>7.1%}"
+    return f"{line}{times}" + ("" if row["mfu"] is None else f"{row['mfu']:>7.1%}")
 
 
 def named_device(device: str) -> str:
     """The device of ``fastvivit.plan`` that a GPU is, by its name; "h100" where it is none."""
     if device == "cpu":
         return "h100"
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "")
-    found = [known for known in BY_NAME if known.split("-")[0] in name]
-    if found and found[0] == "a100":
-        return "a100" if memory_bytes(device) > 60e9 else "a100-40gb"
-    return found[0] if found else "h100"
+    found = names_of(torch.cuda.get_device_name(device)) or ["h100"]
+    return min(found, key=lambda name: abs(BY_NAME[name].memory - memory_bytes(device)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Annotated
 import tyro
 
 from fastvivit.data.manifest import read_manifest
+from fastvivit.data.quarantine import QUARANTINE
 from fastvivit.data.shards import check, pack
-from fastvivit.data.shards.files import QUARANTINE, read_pack
+from fastvivit.data.shards.files import read_pack
+from fastvivit.planning.sizes import parse_bytes
 from fastvivit.train.progress import progress
-
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError(
             "manifest, out: wanted both (or --check FOLDER), got " + ("no out" if options.manifest else "none")
         )
-    tubelet, shard_size = _tubelet(options.tubelet), _bytes(options.shard_size)
+    tubelet, shard_size = _tubelet(options.tubelet), parse_bytes(options.shard_size, "shard-size")
     entries = read_manifest(options.manifest)
     with progress(len(entries), "pack", "clip") as advance:
         made = pack(
@@ -97,10 +96,3 @@ def _tubelet(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"tubelet: wanted whole numbers as 2,16,16, got {text!r}")
     return tuple(map(int, parts))
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower())
-    if found is None or found[2] not in _UNITS:
-        raise ValueError(f"shard-size: wanted bytes as 500MB or 1GB, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any
 
 from fastvivit.data import write_manifest
 from fastvivit.data.manifest import Entry
+from fastvivit.data.rows import row_text
 from fastvivit.data.synthetic import NewTexts
 from fastvivit.data.synthetic.result import read_source
 from fastvivit.search import find_videos
@@ -70,7 +70,7 @@ def ledger_of(out: Path) -> Path:
 def finish(found: NewTexts, out: Path, dropped: Path | None) -> int:
     """Write what there is, and say what there is not."""
     if dropped is not None:
-        lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in found.dropped)
+        lines = (row_text(one._asdict()) + "\n" for one in found.dropped)
         dropped.write_text("".join(lines), encoding="utf-8")
     for kind, count in found.counts.items():
         examples = [one for one in found.dropped if one.kind == kind]

@@ -30,8 +30,8 @@ class PlanOptions:
 
     Attributes:
         config: a training config; docs: fastvivit.train.TrainConfig.
-        model: the encoder, where there is no config.
-        attention: which tokens see each other, where there is no config.
+        model: the encoder, where there is no config; by default base.
+        attention: which tokens see each other, where there is no config; by default joint.
         frames: of a clip.
         size: of a frame in pixels.
         mask: share of the tokens that are dropped, such as 0.75.
@@ -55,8 +55,8 @@ class PlanOptions:
     """
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
-    model: Literal["tiny", "small", "base", "large"] = "base"
-    attention: Literal["joint", "factorised", "frame", "tubes"] = "joint"
+    model: Literal["tiny", "small", "base", "large"] | None = None
+    attention: Literal["joint", "factorised", "frame", "tubes"] | None = None
     frames: int | None = None
     size: int | None = None
     mask: float | None = None
@@ -83,13 +83,16 @@ def run(arguments: list[str]) -> int:
     """Print the plan. 0: it fits; 1: it does not."""
     options = tyro.cli(PlanOptions, prog="fastvivit plan", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     if options.config is not None:
+        for name in ("model", "attention"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name}: wanted none beside {options.config}, which has its own (--override model.…)")
         from fastvivit.train import TrainConfig
 
         config = TrainConfig.from_toml(options.config, options.override)
     elif options.override:
         raise ValueError("override: wanted a CONFIG.toml to change, got none")
     else:
-        config = _MODELS[options.model](attention=options.attention)
+        config = _MODELS[options.model or "base"](attention=options.attention or "joint")
     found = plan(
         config,
         frames=options.frames,

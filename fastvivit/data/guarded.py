@@ -162,7 +162,7 @@ class GuardedReader:
             self.close()  # it was ended while it was idle, which is not this file's fault
         try:
             if self._child is None:
-                self._child = _Child(self.memory)
+                self._child = self._started()
             self._child.grow(size)
             answer = self._child.ask({"do": what, "path": os.fspath(path), "deadline": deadline, **how}, deadline)
         except TimeoutError:
@@ -184,6 +184,12 @@ class GuardedReader:
             raise OSError(*answer["system"])
         raise RuntimeError(f"{path}: in the decoder process: {answer['bug']}")
 
+    def _started(self) -> _Child:
+        try:
+            return _Child(self.memory)
+        except OSError as error:  # such as too many open files: not this file's fault, and callers would leave it out
+            raise RuntimeError(f"the decoder process can't be started: {error}") from error
+
 
 class _Gone(Exception):
     """The child has ended; says how."""
@@ -195,7 +201,11 @@ class _Child:
     def __init__(self, memory: int) -> None:
         self._memory = os.memfd_create("fastvivit") if hasattr(os, "memfd_create") else _unnamed_file()
         self._map: mmap.mmap | None = None
-        self._read, write = os.pipe()
+        try:
+            self._read, write = os.pipe()
+        except OSError:
+            os.close(self._memory)
+            raise
         self._unread = b""
         command = [sys.executable, "-I", "-S", str(_PROGRAM), str(write), str(self._memory), str(memory)]
         try:

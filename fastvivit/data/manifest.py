@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from fastvivit.data.rows import row_text, rows_of
 
 _FIELDS = ("video", "image", "caption", "start", "end", "stream", "twin")
 KINDS = ("video", "image")
@@ -174,7 +174,7 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Pa
         with partial.open("w", encoding="utf-8") as stream:
             for number, entry in enumerate(entries):
                 try:
-                    text = json.dumps(_row(entry, file.parent), ensure_ascii=False, allow_nan=False)
+                    text = row_text(_row(entry, file.parent))
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"entries[{number}].extra: wanted what JSON can hold: {error}") from None
                 stream.write(text + "\n")
@@ -184,51 +184,6 @@ def write_manifest(path: str | os.PathLike[str], entries: Iterable[Entry]) -> Pa
     finally:
         partial.unlink(missing_ok=True)
     return file
-
-
-def rows_of(file: Path, what: str = "manifest") -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSONL file, or of a CSV by its name, each with its line number; empty cells are left out.
-
-    Args:
-        file: it.
-        what: how an error names the argument that the path came from.
-
-    Raises:
-        ValueError: no such file, not UTF-8, or a line that is none; file and line are named.
-    """
-    if not file.is_file():
-        raise ValueError(f"{what}: wanted a JSONL or CSV file, no such file: {file}")
-    try:
-        yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
-
-
-def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for line, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{line}: wanted one JSON object a line: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}:{line}: wanted a JSON object, got {type(row).__name__}")
-            yield line, row
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            for row in reader:
-                line = reader.line_num
-                if None in row or None in row.values():
-                    raise ValueError(f"{file}:{line}: wanted {len(reader.fieldnames)} cells, as in line 1")
-                yield line, {name: cell for name, cell in row.items() if cell != ""}
-        except csv.Error as error:
-            raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None
 
 
 def entry_of(row: dict[str, Any], folder: Path) -> Entry:

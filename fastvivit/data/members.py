@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from fastvivit.data.rows import row_text
+
 _FORMAT = 1
 _BLOCK = 512
 _TEXTS = (".json", ".txt")
@@ -59,7 +61,7 @@ def index_tar(tar: Path) -> TarIndex:
     partial = beside.with_name(f".{beside.name}.{os.getpid()}")
     with suppress(OSError):  # a folder that may only be read
         try:
-            partial.write_text(json.dumps(asdict(made), ensure_ascii=False), encoding="utf-8")
+            partial.write_text(row_text(asdict(made)), encoding="utf-8")
             partial.replace(beside)
         finally:
             partial.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.manifest import Entry, written_path
+from fastvivit.data.rows import row_text
 
 QUARANTINE = "quarantine.jsonl"
 _PART = ("start", "end", "stream")
@@ -86,11 +87,10 @@ class Quarantine:
         Returns:
             Whether there is a new line.
         """
-        part = None if whole else _part(entry)
-        name = _text(entry.video)
+        bad = bad_of(entry, reason, whole=whole)
+        name, part = str(bad.video), bad.part
         if (name, None) in self._bad or (name, part) in self._bad:
             return False
-        bad = Bad(Path(name), entry.kind, part, reason)
         with self.path.open("ab") as file:
             file.truncate(self._bytes)
             file.write(_line(bad, self.path.parent))
@@ -106,6 +106,11 @@ class Quarantine:
         return Bad(Path(_text(self.path.parent / row[kind])), kind, part, row["reason"])
 
 
+def bad_of(entry: Entry, reason: str, *, whole: bool = False) -> Bad:
+    """The line of an entry, or of all of its file."""
+    return Bad(Path(_text(entry.video)), entry.kind, None if whole else _part(entry), reason)
+
+
 def write_quarantine(path: Path, lines: Iterable[Bad]) -> None:
     """Write a quarantine in place of what is there, all of it or nothing."""
     with file_written_whole(path) as partial, partial.open("wb") as file:
@@ -117,7 +122,7 @@ def _line(bad: Bad, folder: Path) -> bytes:
     row: dict[str, Any] = {bad.kind: written_path(bad.video, folder)}
     if bad.part is not None:
         row |= zip(_PART, bad.part, strict=True)
-    return json.dumps(row | {"reason": bad.reason}, ensure_ascii=False).encode() + b"\n"
+    return row_text(row | {"reason": bad.reason}).encode() + b"\n"
 
 
 def _part(entry: Entry) -> tuple[float, float | None, int | None]:

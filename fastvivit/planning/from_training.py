@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastvivit.data.shards import is_pack
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.vivit import ViViT
@@ -18,7 +19,7 @@ CAPTIONING = ("video_to_text", "finetune")
 def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None) -> dict[str, Any]:
     """Fields of ``Step``, ``config`` among them, for a contrastive run.
 
-    Images of a mixed batch are planned for as clips, and an auxiliary head not at all.
+    All of a mixed batch is planned for as clips under the first source's mask, and an auxiliary head not at all.
 
     Args:
         config: the run.
@@ -44,7 +45,7 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         text = _from_scratch(config)
     return {
         "config": encoder,
-        "mask_ratio": config.mask.ratio,
+        "mask_ratio": config.masks[0].ratio,
         "tuning": _tuning(config, encoder),
         "batch": config.batch_size,
         "chunk": config.memory.chunk,
@@ -56,6 +57,9 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         "text": text,
         "tune_text": config.tuning.text,
         "images": config.stage == "images",
+        "pixels": "tubelets" if all(is_pack(Path(source.path)) for source in config.sources) else "clips",
+        # A run in chunks takes each from pinned memory when it is its turn.
+        "batch_on": "host",
     }
 
 

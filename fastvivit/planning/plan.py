@@ -147,8 +147,8 @@ def plan(
         precision: "bfloat16" (None), which is autocast over float32 weights, or "float32".
         text: the text tower: "bert-medium" (None), "bert-base", "none" for the encoder alone, or a ``TextSize``.
         images: a batch of images through the 2-D path instead of clips; None is False.
-        pixels: "clips" (None), or "tubelets", the kept ones alone.
-        batch_on: "device" (None), or "host": a chunk's clips come when they are needed.
+        pixels: "clips" (None), or "tubelets", the kept ones alone, as packed shards give them.
+        batch_on: "device" (None), or "host": a chunk's clips come when they are needed, as those of a training config.
         device: a name: "a100", "a100-40gb", "h100", "h200", "b200", "rtx4090".
         gpu_memory: bytes that may be used, a number or "16GB"; None is all of the device's.
         steps: of the run, for ``Plan.days``; None is the training config's.

@@ -75,6 +75,8 @@ class Step:
                 "tuning: wanted 'all', 'last_<k>', 'adapters', 'adapters_<width>', 'lora', 'lora_<rank>' or "
                 f"'temporal', got {self.tuning!r}"
             )
+        if found[2] == "0" or found[3] == "0":
+            raise ValueError(f"tuning: wanted a width or rank of at least 1, got {self.tuning!r}")
         if found[1] and not 1 <= int(found[1]) <= self.config.depth:
             raise ValueError(f"tuning: wanted last_1 to last_{self.config.depth} (the blocks), got {self.tuning!r}")
         if self.tuning == "temporal" and self.config.attention != "factorised":

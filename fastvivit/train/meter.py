@@ -16,8 +16,8 @@ from torch import nn
 from fastvivit.caption import Vision
 from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import ViViT
+from fastvivit.planning.devices import peak_flops
 from fastvivit.train.flops import step_flops
-from fastvivit.train.peaks import peak_flops
 from fastvivit.train.stages.base import Stage
 from fastvivit.train.step import draw_masks
 from fastvivit.train.tables import MaskConfig

@@ -36,6 +36,8 @@ def test_a_config_and_changes_to_it(tmp_path, capsys):
         (["--gpu-mem", "much"], "gpu-mem: wanted a size such as 16GB"),
         (["--tuning", "last_99"], "tuning: wanted last_1 to last_12"),
         (["--override", "seed=1"], "override: wanted a CONFIG.toml"),
+        (["--tuning", "lora_0"], "tuning: wanted a width or rank of at least 1"),
+        (["run.toml", "--model", "large"], "model: wanted none beside run.toml"),
         (["missing.toml"], "missing.toml"),
     ],
 )

@@ -364,3 +364,22 @@ def test_signs_of_life_put_the_deadline_off(reader, clip, monkeypatch):
     answers = [{"alive": True}, {"alive": True}, {"found": 3}]
     monkeypatch.setattr(reader._child, "_answer", lambda seconds: answers.pop(0))
     assert reader._child.ask({}, 1.0) == {"found": 3}
+
+
+@linux
+def test_a_decoder_that_cannot_start_is_no_fault_of_the_file(clip):
+    """A data set, a scan or a packing leaves out what is a VideoError or an OSError, all that comes in this case."""
+    import resource
+
+    limits, opened = resource.getrlimit(resource.RLIMIT_NOFILE), len(list(Path("/proc/self/fd").iterdir()))
+    os.close(free := os.dup(0))
+    with GuardedReader() as reader:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        try:
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="the decoder process can't be started: .*Too many open files"):
+                    reader.read_clip(clip, 4, 1.0, 32)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert len(list(Path("/proc/self/fd").iterdir())) == opened
+        assert torch.equal(reader.read_clip(clip, 4, 1.0, 32), read_clip(clip, 4, 1.0, 32))

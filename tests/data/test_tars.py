@@ -335,3 +335,14 @@ def test_without_the_library_the_message_says_how_to_get_it(tmp_path, monkeypatc
             read_manifest(source)
     with open_file(tar / "a.txt") as member:  # a manifest that names members needs no library
         assert member.read() == b"a"
+
+
+def test_a_member_whose_name_is_not_utf8(clips, tmp_path):
+    video = (clips / "clip0.mp4").read_bytes()
+    name = os.fsdecode(b"caf\xe9")
+    tar = pack(tmp_path / "odd.tar", {f"{name}.mp4": video, f"{name}.txt": b"a cup"}, format=tarfile.GNU_FORMAT)
+    for _ in range(2):  # by its headers, then by the index beside it
+        (entry,) = read_manifest(tar)
+        assert entry.video.name == f"{name}.mp4" and entry.captions == ("a cup",)
+    assert tar.with_name("odd.tar.index.json").is_file()
+    assert torch.equal(read_clip(entry.video, 2, 1.0, 32), read_clip(clips / "clip0.mp4", 2, 1.0, 32))

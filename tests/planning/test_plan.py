@@ -111,9 +111,21 @@ def test_a_training_config_is_planned_as_it_runs():
     step = found.step
     assert (step.batch, step.chunk, step.tuning, step.checkpointing) == (16, 4, "last_2", "selective")
     assert (step.mask_ratio, step.text.tokens, found.steps) == (0.75, 20, 800_000) and found.days > 0
+    assert (step.batch_on, step.pixels) == ("host", "clips")
     assert fv.plan(config, chunk=0, mask_ratio=0.0).step == replace(step, chunk=0, mask_ratio=0.0)
     lines = advice(config, "10GB")
     assert "predicted to need" in lines[0]
+
+
+def test_sources_of_a_config_are_planned_as_they_are_read(tmp_path):
+    """Packed shards come as kept tubelets; a source's own mask goes before the run's."""
+    (tmp_path / "index.json").write_text("{}")
+    sources = [{"path": str(tmp_path), "batch": 8, "mask_ratio": 0.5}]
+    config = fv.train.TrainConfig.for_stage(
+        "image_to_video", data={"sources": sources}, batch_size=8, model=CFG.replace(images=False)
+    )
+    step = fv.plan(config, text="none").step
+    assert (step.pixels, step.mask_ratio) == ("tubelets", 0.5)
 
 
 def test_a_captioning_run_is_refused():
@@ -148,7 +160,7 @@ def test_mistakes_name_the_argument(arguments, message):
 
 def test_sizes_as_people_write_them():
     assert parse_bytes("16GB") == parse_bytes("16 gb") == parse_bytes(16e9) == parse_bytes("16e9") == 16 * 10**9
-    assert parse_bytes("16GiB") == 16 * 2**30 and parse_bytes("1.5M") == 1_500_000
+    assert parse_bytes("16GiB") == 16 * 2**30 and parse_bytes("2 kib") == 2048 and parse_bytes("1.5M") == 1_500_000
     for wrong in ("", "GB", "0GB", "-1GB", "16XB", "inf", "nan"):
         with pytest.raises(ValueError, match="gpu_memory: wanted a size"):
             parse_bytes(wrong)

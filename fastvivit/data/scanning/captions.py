@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastvivit.data.manifest import Entry, entry_of, rows_of
+from fastvivit.data.manifest import Entry, entry_of
+from fastvivit.data.rows import rows_of
 
 FILE_FIELDS = ("video", "image", "file", "file_name", "filename", "path", "video_id", "videoid")
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -55,7 +57,9 @@ def match(
 
     A row's name is tried as a path below the folder (or an absolute one, or one relative to the caption file), then
     as a file's name, then as a file's stem, then without its own suffix as a stem. The first of these that any file
-    has decides; where several files have it, nobody can tell which is meant.
+    has decides; where several files have it, nobody can tell which is meant. Nor can they where a row's folder or
+    suffix is not the file's, and other rows mean that file, too: ``train/1.mp4``, which is missing, is not
+    ``val/1.mp4``.
 
     Args:
         rows: as ``read_table`` gives them.
@@ -72,27 +76,42 @@ def match(
         pure = PurePosixPath(file)
         names.setdefault(pure.name, []).append(file)
         stems.setdefault(pure.stem, []).append(file)
-    known, here = set(files), folder.absolute()
+    known, here = set(files), Path(_plain(folder))
+    places: dict[str, tuple[list[str], bool]] = {}  # of each name: the files that it may mean, and whether it is sure
+    for name, _ in rows:
+        if name not in places:
+            below, last = _below(name, known, here, beside), PurePosixPath(name).name
+            stem = names.get(last) or stems.get(last)
+            sure = bool(below) or (stem is not None and last == name)
+            places[name] = (below or stem or stems.get(PurePosixPath(last).stem, []), sure)
+    meant: dict[str, set[str]] = {}  # the names of each file
+    for name, (candidates, _) in places.items():
+        if len(candidates) == 1:
+            meant.setdefault(candidates[0], set()).add(name)
     found: dict[str, list[Entry]] = {}
     unmatched: dict[str, str] = {}
     for name, entry in rows:
-        candidates = _below(name, known, here, beside.absolute())
-        last = PurePosixPath(name).name
-        for table, key in ((names, last), (stems, last), (stems, PurePosixPath(last).stem)):
-            candidates = candidates or table.get(key, [])
-        if len(candidates) == 1:
-            found.setdefault(candidates[0], []).append(replace(entry, video=folder / candidates[0]))
-        else:
+        candidates, sure = places[name]
+        if len(candidates) != 1:
             unmatched[name] = f"{name} (several files: {', '.join(candidates)})" if candidates else name
+        elif not sure and len(meant[candidates[0]]) > 1:
+            others = sorted(meant[candidates[0]] - {name})
+            unmatched[name] = f"{name} ({candidates[0]} may be that of {others[0]})"
+        else:
+            found.setdefault(candidates[0], []).append(replace(entry, video=folder / candidates[0]))
     return found, list(unmatched.values())
 
 
 def _below(name: str, known: set[str], folder: Path, beside: Path) -> list[str]:
     for base in (folder, beside):
-        path = base / name
+        path = Path(_plain(base / name))
         if path.is_relative_to(folder) and path.relative_to(folder).as_posix() in known:
             return [path.relative_to(folder).as_posix()]
     return []
+
+
+def _plain(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (normalises "..")
 
 
 def text_beside(file: Path) -> tuple[str, ...]:

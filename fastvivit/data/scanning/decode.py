@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -52,9 +53,11 @@ def surveyed(
         def stop() -> None:
             """Left early, by Ctrl-C or an error: nobody waits for what is being decoded."""
             pool.shutdown(wait=False, cancel_futures=True)
-            while wait(waiting, timeout=0.05).not_done:
+            # Not by `wait`, for which a future that was cancelled before it began is never done.
+            while not all(future.done() for future in waiting):
                 for reader in readers:
                     reader.interrupt()
+                time.sleep(0.05)
 
         stack.callback(stop)
         while True:

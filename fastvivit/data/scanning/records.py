@@ -6,11 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from fastvivit.data.rows import row_text
 from fastvivit.data.scanning.result import Broken
 from fastvivit.data.survey import Survey
 
 TOO_SLOW, DIED, UNREADABLE = "too slow", "decoder died", "unreadable"
-_PASSING = (TOO_SLOW, DIED)  # the machine's fault, maybe: tried again by every scan
+# The machine's fault, maybe, or permissions, which leave a file's time as it is: tried again by every scan.
+_PASSING = (TOO_SLOW, DIED, UNREADABLE)
 _FORMAT = 1
 
 Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
@@ -50,7 +52,7 @@ class Records:
         row = {"format": _FORMAT, "file": file, "bytes": stamp[0], "mtime": stamp[1]}
         row |= {"broken": [found.kind, found.reason]} if isinstance(found, Broken) else {"found": asdict(found)}
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" + json.dumps(row, ensure_ascii=False))  # in front: a line cut off spoils no other
+            stream.write("\n" + row_text(row))  # in front: a line cut off spoils no other
 
 
 def stamp_of(path: Path) -> Stamp:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastvivit.data.container import IMAGE_SUFFIXES, SUFFIXES
 from fastvivit.data.manifest import KINDS, Entry, write_manifest
-from fastvivit.data.quarantine import QUARANTINE, Bad, Quarantine, write_quarantine
+from fastvivit.data.quarantine import QUARANTINE, Bad, Quarantine, bad_of, write_quarantine
 from fastvivit.data.scanning.captions import match, read_table, text_beside
 from fastvivit.data.scanning.clips import Wanted, misled
 from fastvivit.data.scanning.decode import surveyed
@@ -42,7 +42,8 @@ def scan(
 
     Captions come from a table, and from ``NAME.txt`` beside ``NAME.mp4``, each line one, for files that the table
     has none for. What was found in each file is kept beside the manifest (``manifest.scan.jsonl``): a scan that was
-    killed goes on, and another one decodes only what is new or has changed in size or time.
+    killed goes on, and another one decodes only what is new or has changed in size or time, and tries again what
+    could not be read at all.
 
     Args:
         folder: it; files and folders whose names begin with a dot are left out.
@@ -86,8 +87,8 @@ def scan(
         raise ValueError(f"folder: wanted {kind}s ({', '.join(_SUFFIXES[kind])}) below {folder}, found none")
     out = folder / _NAMES[kind] if out is None else Path(out)
     quarantine = out.with_name(QUARANTINE) if quarantine is None else Path(quarantine)
-    for name, file in (("out", out), ("quarantine", quarantine), ("uncaptioned", uncaptioned)):
-        _check_output(name, file)
+    _check_outputs(captions, out=out, quarantine=quarantine, uncaptioned=uncaptioned)
+    others = _others(quarantine, files, folder)
     # All that can be wrong with the captions is told before the long work.
     rows, unmatched = {}, []
     if captions is not None:
@@ -103,18 +104,18 @@ def scan(
         bad = found if isinstance(found, Broken) else wanted.refuse(file, found)
         if bad is not None:
             broken.append(bad)
-            lines.append(_line(Entry(video=path, captions=(), kind=kind), bad, whole=True))
+            lines.append(bad_of(Entry(video=path, captions=(), kind=kind), bad.reason, whole=True))
             continue
         surveys[file] = found
         for entry in wanted.clips(path, found, rows.get(file, ()), texts.get(file, ())):
             bad = wanted.beyond(file, found, entry)
             if bad is not None:
                 broken.append(bad)
-                lines.append(_line(entry, bad, whole=False))
+                lines.append(bad_of(entry, bad.reason))
             else:
                 (entries if entry.captions else silent).append(entry)
-    write_quarantine(quarantine, [*_others(quarantine, files, folder), *lines])
-    if uncaptioned is not None and silent:
+    write_quarantine(quarantine, [*others, *lines])
+    if uncaptioned is not None and (silent or Path(uncaptioned).exists()):  # none from an earlier scan
         write_manifest(uncaptioned, silent)
     if not surveys:
         raise ValueError(f"folder: wanted a {kind} that can be read, none of {len(files)} can: reasons in {quarantine}")
@@ -150,27 +151,37 @@ def _check(*, segments: float | None, min_seconds: float, workers: int, deadline
         raise ValueError(f"workers: wanted at least 1, got {workers!r}")
 
 
-def _check_output(name: str, file: str | os.PathLike[str] | None) -> None:
-    if file is None:
-        return
-    if Path(file).suffix.lower() == ".csv":
-        raise ValueError(f"{name}: wanted a JSONL file to write, got {file}; CSV is only read")
-    if not Path(file).parent.is_dir():
-        raise ValueError(f"{name}: wanted a file in a folder that exists, got {file}")
+def _check_outputs(captions: str | os.PathLike[str] | None, **outputs: str | os.PathLike[str] | None) -> None:
+    taken = {} if captions is None else {Path(captions).resolve(): "captions"}
+    for name, file in outputs.items():
+        if file is None:
+            continue
+        if Path(file).suffix.lower() == ".csv":
+            raise ValueError(f"{name}: wanted a JSONL file to write, got {file}; CSV is only read")
+        if not Path(file).parent.is_dir():
+            raise ValueError(f"{name}: wanted a file in a folder that exists, got {file}")
+        other = taken.setdefault(Path(file).resolve(), name)
+        if other != name:
+            raise ValueError(f"{name}: wanted a file of its own, {file} is that of {other}")
 
 
 def _find(folder: Path) -> dict[str, list[str]]:
     """Paths below the folder by kind, sorted."""
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     kinds = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not (name.startswith(".") or _leads_back(Path(path, name)))]
         for name in names:
             kind = kinds.get(Path(name).suffix.lower())
             # A dot begins what other programs leave beside a video, under its own suffix.
             if kind is not None and not name.startswith(".") and (file := Path(path, name)).is_file():
                 found[kind].append(file.relative_to(folder).as_posix())
     return {kind: sorted(files) for kind, files in found.items()}
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it is in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _survey(
@@ -198,11 +209,6 @@ def _survey(
             known[file] = found
             tell(1, len(files))
     return known, reused
-
-
-def _line(entry: Entry, bad: Broken, *, whole: bool) -> Bad:
-    part = None if whole else (entry.start, entry.end, entry.stream)
-    return Bad(entry.video.absolute(), entry.kind, part, bad.reason)
 
 
 def _others(quarantine: Path, files: Sequence[str], folder: Path) -> list[Bad]:

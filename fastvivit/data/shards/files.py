@@ -1,7 +1,8 @@
 """The files of a pack: what is in them, and what is checked before any of it is believed.
 
 A folder holds ``index.json``, the geometry and the shards; ``entries.jsonl``, a manifest of what was packed, each
-line's ``packed`` saying where; ``shard-00000.bin`` and so on; and ``quarantine.jsonl``, what could not be read.
+line's ``packed`` saying where; ``shard-00000.bin`` and so on; and ``quarantine.jsonl``, what could not be read, a
+`Quarantine`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastvivit.data.manifest import Entry, read_manifest, write_manifest
 from fastvivit.data.shards.layout import Layout
 
 VERSION = 1
-INDEX, ENTRIES, QUARANTINE = "index.json", "entries.jsonl", "quarantine.jsonl"
+INDEX, ENTRIES = "index.json", "entries.jsonl"
 _FORMAT = "fastvivit shards"
 _PLACE = "packed"
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from fastvivit._folders import file_written_whole
 from fastvivit.data.manifest import Entry
-from fastvivit.data.shards.files import ENTRIES, INDEX, QUARANTINE, Shard, read_json, write_json
+from fastvivit.data.quarantine import QUARANTINE
+from fastvivit.data.shards.files import ENTRIES, INDEX, Shard, read_json, write_json
 from fastvivit.data.shards.layout import Layout
 
 WORK = ".packing"
@@ -66,20 +67,12 @@ def parts_of(entries: int, layout: Layout, shard_size: int) -> list[Part]:
 
 def source_hash(entries: Sequence[Entry], layout: Layout, fps: float | None, each: int) -> str:
     """A hash of all that says what will be in the shards."""
-    rows = [
-        [
-            str(entry.video.absolute()),
-            entry.captions,
-            entry.start,
-            entry.end,
-            entry.stream,
-            str(entry.twin),
-            entry.extra,
-        ]
-        for entry in entries
-    ]
-    text = json.dumps([layout.shape, layout.tubelet, fps, each, rows], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([layout.shape, layout.tubelet, fps, each]).encode())
+    for entry in entries:  # one by one: as one text, those of a million take as much memory again
+        video, twin, part = entry.video.absolute(), entry.twin, (entry.start, entry.end, entry.stream)
+        row = [str(video), entry.captions, *part, str(twin), entry.extra]
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -95,7 +88,7 @@ def working(folder: Path, source: str) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ValueError(f"out: wanted a folder of its own, another process is packing into {folder}") from None
         job = work / "job.json"
         if job.exists() and read_json(job).get("source") != source:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from fastvivit._folders import file_written_whole
 from fastvivit.data.container import VideoError
 from fastvivit.data.dataset import Failure
 from fastvivit.data.manifest import Entry, check_captioned, read_manifest
+from fastvivit.data.quarantine import QUARANTINE, Quarantine, bad_of, write_quarantine
 from fastvivit.data.shards.decode import Read, decoding
-from fastvivit.data.shards.files import QUARANTINE, Pack, Place, is_pack, read_pack, write_pack
+from fastvivit.data.shards.files import Pack, Place, is_pack, read_pack, write_pack
 from fastvivit.data.shards.job import Part, Written, clean, finished, parts_of, source_hash, working, write_part
 from fastvivit.data.shards.layout import Layout, layout_of, storage_order
 from fastvivit.data.video import check_clip
@@ -36,7 +37,7 @@ class PackResult:
         folder: it.
         clips: packed ones.
         bytes: of all shards.
-        failures: what could not be read; also in ``quarantine.jsonl``.
+        failures: what could not be read; also in ``quarantine.jsonl``, a `Quarantine`.
     """
 
     folder: Path
@@ -100,20 +101,21 @@ def pack(
     if is_pack(folder):
         complete = _same(folder, digest)
         clean(folder)
-        return _result(complete)
-    with decoding(deadline, workers) as decode, working(folder, digest) as work:
+        return _result(complete, entries)
+    with decoding(deadline, workers) as decoder, working(folder, digest) as work:
         done = {part.number: written for part in parts if (written := finished(work, part)) is not None}
         _tell(progress, sum(len(part.entries) for part in parts if part.number in done))
         todo = [part for part in parts if part.number not in done]
-        read = lambda place: _packed(decode, entries[place], place, layout, frames, fps, size)
-        for part, written in _written(work, todo, read, workers):
-            done[part.number] = written
-            _tell(progress, len(part.entries))
+        read = lambda place: _packed(decoder.read, entries[place], place, layout, frames, fps, size)
+        with closing(_written(work, todo, read, workers, decoder.interrupt)) as written_parts:
+            for part, written in written_parts:
+                done[part.number] = written
+                _tell(progress, len(part.entries))
         made = _pack(folder, layout, rate, digest, entries, [done[part.number] for part in parts])
         _quarantine(folder, entries, list(done.values()))
         write_pack(made)
         clean(folder)
-    return _result(made)
+    return _result(made, entries)
 
 
 def check(folder: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None) -> list[str]:
@@ -162,11 +164,15 @@ def arrange(clip: Tensor, layout: Layout, entry: int) -> np.ndarray:
 
 
 def _written(
-    work: Path, todo: Sequence[Part], read: Callable[[int], np.ndarray | str], workers: int
-) -> Iterator[tuple[Part, Written]]:
+    work: Path,
+    todo: Sequence[Part],
+    read: Callable[[int], np.ndarray | str],
+    workers: int,
+    interrupt: Callable[[], None],
+) -> Generator[tuple[Part, Written], None, None]:
     places = (place for part in todo for place in part.entries)
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        clips = _in_order(pool, read, places, ahead=2 * workers)
+        clips = _in_order(pool, read, places, ahead=2 * workers, interrupt=interrupt)
         try:
             for part in todo:
                 yield part, write_part(work, part, clips)
@@ -175,20 +181,30 @@ def _written(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, read: Callable[[int], np.ndarray | str], places: Iterable[int], ahead: int
-) -> Iterator[np.ndarray | str]:
+    pool: ThreadPoolExecutor,
+    read: Callable[[int], np.ndarray | str],
+    places: Iterable[int],
+    ahead: int,
+    interrupt: Callable[[], None],
+) -> Generator[np.ndarray | str, None, None]:
     """What ``read`` returns of each place, in order, a few of them being read ahead."""
     waiting: deque[Future[np.ndarray | str]] = deque()
     try:
         for place in places:
             waiting.append(pool.submit(read, place))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield waiting[0].result()
+                waiting.popleft()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting[0].result()
+            waiting.popleft()
     finally:
+        # Left early, by Ctrl-C or an error: nobody waits for what is being decoded.
         for future in waiting:
             future.cancel()
+        while not all(future.done() for future in waiting):
+            interrupt()
+            time.sleep(0.05)
 
 
 def _pack(
@@ -226,17 +242,16 @@ def _same(folder: Path, digest: str) -> Pack:
 
 def _quarantine(folder: Path, entries: Sequence[Entry], written: Sequence[Written]) -> None:
     failures = sorted(failure for one in written for failure in one.failures)
-    with file_written_whole(folder / QUARANTINE) as scratch, scratch.open("w", encoding="utf-8") as stream:
-        for place, reason in failures:
-            row = {"entry": place, "video": str(entries[place].video), "reason": reason}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_quarantine(folder / QUARANTINE, (bad_of(entries[place], reason) for place, reason in failures))
 
 
-def _result(made: Pack) -> PackResult:
-    failures = []
-    for line in (made.folder / QUARANTINE).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        failures.append(Failure(row["entry"], row["video"], row["reason"]))
+def _result(made: Pack, entries: Sequence[Entry]) -> PackResult:
+    reasons, packed = Quarantine(made.folder / QUARANTINE), {place.entry for place in made.places}
+    failures = [
+        Failure(place, str(entry.video), reasons.reason(entry) or f"no longer in {QUARANTINE}")
+        for place, entry in enumerate(entries)
+        if place not in packed
+    ]
     total = sum(shard.bytes for shard in made.shards)
     return PackResult(folder=made.folder, clips=len(made.entries), bytes=total, failures=tuple(failures))
 

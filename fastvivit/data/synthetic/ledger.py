@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fastvivit.data.rows import row_text
+
 
 class Ledger:
     """Rows by key, appended to a JSONL file as they come.
@@ -39,7 +41,7 @@ class Ledger:
             with self.path.open("a", encoding="utf-8") as file:
                 for key, row in rows.items():
                     # In front: a line that was cut off spoils no other.
-                    file.write("\n" + json.dumps({"key": key} | row, ensure_ascii=False))
+                    file.write("\n" + row_text({"key": key} | row))
 
 
 def key_of(*what: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastvivit.data.manifest import Entry
 from fastvivit.data.scanning.captions import match, read_table, text_beside
 
 FILES = ["a.mp4", "deep/b.mp4", "deep/c.v2.mp4", "x/same.mp4", "y/same.mp4", "z/same.webm"]
@@ -37,12 +38,32 @@ def matched(tmp_path, name):
         ("x/same.mp4", "x/same.mp4"),
         ("same.mp4", "same.mp4 (several files: x/same.mp4, y/same.mp4)"),
         ("same", "same (several files: x/same.mp4, y/same.mp4, z/same.webm)"),
+        ("../x/same.mp4", "x/same.mp4"),  # from the table's folder
         ("A.mp4", "A.mp4"),
         ("c", "c"),
     ],
 )
 def test_names(tmp_path, name, file):
     assert matched(tmp_path, name.format(tmp_path=tmp_path)) == file
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "why"),
+    [
+        (["gone/a.mp4", "a.mp4"], ["a.mp4"], {"gone/a.mp4": "a.mp4"}),
+        (["gone/b.mp4", "deep/b.mp4"], ["deep/b.mp4"], {"gone/b.mp4": "deep/b.mp4"}),
+        (["here/a.mp4", "there/a.mp4"], [], {"here/a.mp4": "there/a.mp4", "there/a.mp4": "here/a.mp4"}),
+        (["a.avi", "a.mp4"], ["a.mp4"], {"a.avi": "a.mp4"}),
+        (["a", "a.mp4", "./a.mp4"], ["a", "a.mp4", "./a.mp4"], {}),
+        (["far/a.mp4", "far/a.mp4"], ["far/a.mp4", "far/a.mp4"], {}),
+    ],
+)
+def test_a_guess_yields_to_other_names_of_the_file(tmp_path, names, taken, why):
+    rows = [(name, Entry(video=Path(name), captions=(name,))) for name in names]
+    found, unmatched = match(rows, FILES, tmp_path, tmp_path)
+    assert [entry.captions[0] for entries in found.values() for entry in entries] == taken
+    assert [text.split(" ")[0] for text in unmatched] == list(why)
+    assert all(text.endswith(f"may be that of {other})") for text, other in zip(unmatched, why.values(), strict=True))
 
 
 @pytest.mark.parametrize(

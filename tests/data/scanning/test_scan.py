@@ -178,8 +178,9 @@ def test_only_what_changed_is_decoded_again(folder, encode, counted):
     assert sorted(counted) == ["a.mp4", "b.mp4", "bad.mp4"] and first.reused == 0
     counted.clear()
     second = scan(folder, segments=2.0)
-    assert counted == [] and second.reused == 3 and len(second.entries) == 4
+    assert counted == ["bad.mp4"] and second.reused == 2 and len(second.entries) == 4
     assert second.broken == first.broken and second.surveys == first.surveys
+    counted.clear()
     encode(folder / "bad.mp4", TEN)
     (folder / "bad.txt").write_text("good now\n")
     (folder / "a.mp4").unlink()
@@ -222,6 +223,67 @@ def test_an_interrupted_scan_ends_at_once(folder, hanging):
     with pytest.raises(KeyboardInterrupt):
         scan(folder, workers=2)
     assert time.monotonic() - began < 10 and threading.active_count() == threads
+
+
+def test_an_interrupted_scan_does_not_wait_for_files_it_has_not_begun(folder, hanging):
+    shutil.move(hanging.with_name("pipe.mp4"), folder / "pipe.mp4")
+    for name in "abcd":
+        shutil.copy(hanging, folder / f"hanging_{name}.mp4")
+    threads = threading.active_count()
+    main = threading.main_thread().ident
+    threading.Timer(2.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder, workers=1)
+    assert threading.active_count() == threads
+
+
+def test_names_that_are_not_utf8(folder):
+    odd = [os.fsdecode(b"caf\xe9.mp4"), "line\u2028line\n.mp4"]
+    for name in odd:
+        shutil.copy(folder / "a.mp4", folder / name)
+    (folder / os.fsdecode(b"bad\xe9.mp4")).write_bytes(b"nothing")
+    listed = folder / "silent.jsonl"
+    for again in (False, True):
+        found = scan(folder, uncaptioned=listed)
+        assert sorted(entry.video.name for entry in read_manifest(listed, captioned=False)) == sorted(odd)
+        assert [os.fsencode(bad.video.name) for bad in Quarantine(found.quarantine)] == [b"bad\xe9.mp4"]
+        assert found.reused == (4 if again else 0)
+    found.manifest.read_text(encoding="utf-8")
+
+
+def test_folders_behind_links_are_scanned_and_loops_left(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "a.mp4", tmp_path / "elsewhere" / "c.mp4")
+    (tmp_path / "elsewhere" / "c.txt").write_text("linked")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "loop").symlink_to(folder)
+    found = scan(folder)
+    assert [entry.video for entry in found.entries] == [folder / "a.mp4", folder / "link/c.mp4", folder / "sub/b.mp4"]
+
+
+def test_what_is_read_is_not_written_over(folder):
+    table = folder / "manifest.jsonl"
+    table.write_text('{"video": "a.mp4", "caption": "mine"}\n')
+    with pytest.raises(ValueError, match=r"out: wanted a file of its own, .* is that of captions"):
+        scan(folder, captions=table)
+    assert "mine" in table.read_text()
+    with pytest.raises(ValueError, match=r"uncaptioned: wanted a file of its own, .* is that of quarantine"):
+        scan(folder, uncaptioned=folder / "quarantine.jsonl")
+
+
+def test_a_quarantine_that_is_none_is_told_before_the_work(folder, counted):
+    (folder / "quarantine.jsonl").write_text('{"entry": 1}\n')
+    with pytest.raises(ValueError, match=r"quarantine\.jsonl:1: wanted a line of a quarantine"):
+        scan(folder)
+    assert counted == []
+
+
+def test_an_old_list_of_clips_without_a_caption_does_not_stay(folder):
+    listed = folder / "silent.jsonl"
+    (folder / "sub" / "b.txt").rename(folder / "b.text")
+    assert len(scan(folder, uncaptioned=listed).uncaptioned) == 1
+    (folder / "b.text").rename(folder / "sub" / "b.txt")
+    assert scan(folder, uncaptioned=listed).uncaptioned == [] and listed.read_text() == ""
 
 
 def test_captions_of_a_table(folder):

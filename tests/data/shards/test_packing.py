@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 import torch
 from noise import LOOK, pixels
 
-from fastvivit.data import Entry, PackedDataset, pack, read_clip, read_manifest, write_clip, write_manifest
+from fastvivit.data import Entry, PackedDataset, Quarantine, pack, read_clip, read_manifest, write_clip, write_manifest
 from fastvivit.data.shards import check, decode, is_pack
 from fastvivit.data.shards.job import WORK
 
@@ -65,7 +68,10 @@ def test_what_cannot_be_read_is_left_out(undecoded, entries, tmp_path):
     made = pack(given, tmp_path / "pack", **THREE)
     assert [failure.index for failure in made.failures] == [0, 3, 4, 5, 8]
     lines = [json.loads(line) for line in (tmp_path / "pack" / "quarantine.jsonl").read_text().splitlines()]
-    assert lines[1] == {"entry": 3, "video": str(given[3].video), "reason": f"{given[3].video}: no video"}
+    part = {"start": given[3].start, "end": given[3].end, "stream": given[3].stream}
+    assert lines[1] == {"video": str(given[3].video)} | part | {"reason": f"{given[3].video}: no video"}
+    bad = Quarantine(tmp_path / "pack" / "quarantine.jsonl")
+    assert [place for place, entry in enumerate(given) if bad.reason(entry)] == [0, 3, 4, 5, 8]
     data = PackedDataset(tmp_path / "pack")
     assert [entry.extra["id"] for entry in data.entries] == [1, 2, 6, 7] and data.failures == {}
     # The middle shard has nothing, and is not there.
@@ -201,6 +207,19 @@ def test_killed_at_every_file_operation(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 25
+
+
+def test_an_interrupted_packing_does_not_wait_for_its_decoders(tmp_path):
+    pytest.importorskip("av")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "hanging.mp4").write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    given = [Entry(video=tmp_path / "hanging.mp4", captions=("a",))] * 4
+    main = threading.main_thread().ident
+    threading.Timer(2.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pack(given, tmp_path / "pack", frames=2, fps=4.0, size=32, tubelet=(2, 16, 16))
+    assert time.monotonic() - began < 10
 
 
 def test_a_file_that_hangs_its_decoder_is_left_out(tmp_path):
