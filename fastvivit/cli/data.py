@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastvivit.cli import data_caption, data_pack, data_transcripts
+from fastvivit.cli import data_caption, data_pack, data_scan, data_transcripts
 from fastvivit.data import import_annotations, write_manifest
 from fastvivit.data.imports import DATASETS, ImportResult
 
@@ -116,6 +116,7 @@ def _report(what: str, found: tuple[str, ...]) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "import": (_import, "official annotation files of benchmarks to a manifest"),
+    "scan": (data_scan.run, "a folder of videos or images to a manifest, each file decoded once and checked"),
     "pack": (data_pack.run, "clips decoded once, in shards from which masked steps read only what they keep"),
     "caption": (data_caption.run, "new captions from a frame of each clip, by any captioner"),
     "transcripts": (data_transcripts.run, "new captions from what is said, by any language model"),

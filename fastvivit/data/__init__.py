@@ -10,6 +10,7 @@ from fastvivit.data.manifest import Entry, one_a_clip, read_manifest, write_mani
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.quarantine import Quarantine
 from fastvivit.data.sampler import EpochSampler
+from fastvivit.data.scanning import ScanResult, scan
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.shards import PackedDataset, PackResult, pack
 from fastvivit.data.synthetic import caption_frames, summarise_transcripts
@@ -33,6 +34,7 @@ __all__ = [
     "PackResult",
     "PackedDataset",
     "Quarantine",
+    "ScanResult",
     "VideoError",
     "VideoInfo",
     "caption_frames",
@@ -47,6 +49,7 @@ __all__ = [
     "read_manifest",
     "read_tars",
     "sample_seed",
+    "scan",
     "summarise_transcripts",
     "write_clip",
     "write_digits",

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ class GuardedReader:
         child, self._child = self._child, None
         if child is not None and self._owner == os.getpid():
             child.end()
+
+    def interrupt(self) -> None:
+        """From another thread: make what is being read now fail, with ``DecoderDied``."""
+        child = self._child
+        if child is not None and self._owner == os.getpid():
+            child.process.kill()
 
     def read_clip(
         self,
@@ -282,13 +289,9 @@ def _unnamed_file() -> int:
 
 def _end(process: subprocess.Popen[bytes], *files: int) -> None:
     process.kill()
-    try:
+    with suppress(BrokenPipeError):  # a request that it never read
         process.stdin.close()
-    except BrokenPipeError:  # a request that it never read
-        pass
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_REAP)
-    except subprocess.TimeoutExpired:
-        pass
     for file in files:
         os.close(file)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastvivit._folders import file_written_whole
 from fastvivit.data.manifest import Entry, written_path
 
 QUARANTINE = "quarantine.jsonl"
@@ -19,11 +20,13 @@ class Bad(NamedTuple):
 
     Attributes:
         video: the absolute path.
+        kind: "video" or "image".
         part: start, end and stream of the clip that can't be read; None for all of the file.
         reason: what was found.
     """
 
     video: Path
+    kind: str
     part: tuple[float, float | None, int | None] | None
     reason: str
 
@@ -87,23 +90,34 @@ class Quarantine:
         name = _text(entry.video)
         if (name, None) in self._bad or (name, part) in self._bad:
             return False
-        row: dict[str, Any] = {entry.kind: written_path(Path(name), self.path.parent)}
-        if part is not None:
-            row |= zip(_PART, part, strict=True)
-        line = json.dumps(row | {"reason": reason}, ensure_ascii=False) + "\n"
+        bad = Bad(Path(name), entry.kind, part, reason)
         with self.path.open("ab") as file:
             file.truncate(self._bytes)
-            file.write(line.encode())
+            file.write(_line(bad, self.path.parent))
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()
-        self._bad[name, part] = Bad(Path(name), part, reason)
+        self._bad[name, part] = bad
         return True
 
     def _parsed(self, row: dict[str, Any]) -> Bad:
-        name = row["image" if "image" in row else "video"]
+        kind = "image" if "image" in row else "video"
         part = tuple(row[field] for field in _PART) if "start" in row else None
-        return Bad(Path(_text(self.path.parent / name)), part, row["reason"])
+        return Bad(Path(_text(self.path.parent / row[kind])), kind, part, row["reason"])
+
+
+def write_quarantine(path: Path, lines: Iterable[Bad]) -> None:
+    """Write a quarantine in place of what is there, all of it or nothing."""
+    with file_written_whole(path) as partial, partial.open("wb") as file:
+        for bad in lines:
+            file.write(_line(bad, path.parent))
+
+
+def _line(bad: Bad, folder: Path) -> bytes:
+    row: dict[str, Any] = {bad.kind: written_path(bad.video, folder)}
+    if bad.part is not None:
+        row |= zip(_PART, bad.part, strict=True)
+    return json.dumps(row | {"reason": bad.reason}, ensure_ascii=False).encode() + b"\n"
 
 
 def _part(entry: Entry) -> tuple[float, float | None, int | None]:

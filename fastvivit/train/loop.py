@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import fastvivit
 from fastvivit._folders import file_written_whole
 from fastvivit.caption import VideoCaptioner
 from fastvivit.caption.files import frozen_hashes
-from fastvivit.data import EpochSampler, Mix, MixSampler
+from fastvivit.data import MixSampler
 from fastvivit.data.dataset import Failure
+from fastvivit.data.quarantine import QUARANTINE, Quarantine
 from fastvivit.data.seeds import sample_seed
 from fastvivit.pretrained import CONFIG
 from fastvivit.train.checkpoint import (
@@ -35,7 +33,9 @@ from fastvivit.train.checkpoint import (
 )
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.folders import MODEL
+from fastvivit.train.interrupts import interrupts
 from fastvivit.train.journal import Journal, Silence
+from fastvivit.train.loading import make_loader, make_sampler
 from fastvivit.train.meter import Meter
 from fastvivit.train.optimiser import make_optimiser, widen_masters
 from fastvivit.train.parallel import spread
@@ -58,7 +58,8 @@ def fit(
 ) -> Path:
     """Train, and leave everything in one folder.
 
-    ``config.json``, ``metrics.jsonl`` (each step once), ``events`` (TensorBoard), ``checkpoints``, and at the
+    ``config.json``, ``metrics.jsonl`` (each step once), ``events`` (TensorBoard), ``checkpoints``,
+    ``quarantine.jsonl`` (files that can't be read, where there are some), and at the
     end ``model`` (for ``fastvivit.load_pretrained``) and ``report.html``. Killed at any instant and resumed,
     a run gives the same losses, to the bit, on the same machine.
 
@@ -95,7 +96,7 @@ def _fit(
         raise ValueError(f"stage: wanted one process for {config.stage!r}, got {ranks.size}")
     config = stage.config  # what was left out is said
     stage.ranks = ranks
-    sampler = _sampler(stage)
+    sampler = make_sampler(stage)
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     # The caller's random numbers are none of ours, and ours none of the caller's.
     with torch.random.fork_rng(devices=devices):
@@ -113,6 +114,8 @@ def _fit(
             state = read_state(checkpoint)
             step = state["step"]
             broken = {(source, index): Failure(index, *rest) for source, index, *rest in state["broken"]}
+            for (source, _), failure in broken.items():
+                stage.sources[source].record_failures([failure])
             sampler.load_state_dict(state["sampler"])
             random = load_checkpoint(checkpoint, model, optimiser, ranks)
         if not random:
@@ -141,6 +144,7 @@ def _fit(
             journal=journal,
             meter=Meter(stage, model, device),
             starvation=Starvation(config.data.workers, usable_cores()),
+            quarantine=Quarantine(out / QUARANTINE) if ranks.first else None,
             step=step,
             broken=broken,
         )
@@ -150,7 +154,7 @@ def _fit(
             journal.close()
     save_model(out / MODEL, model, ranks)
     if ranks.first:
-        write_report(out, stage, evaluation, list(run.broken.values()))
+        write_report(out, stage, evaluation, list(run.broken.values()), device)
     ranks.meet()  # who goes on finds everything
     return out
 
@@ -172,6 +176,7 @@ class _Run:
     journal: Journal | Silence
     meter: Meter
     starvation: Starvation
+    quarantine: Quarantine | None
     step: int
     broken: dict[tuple[int, int], Failure]
     frozen: dict[str, str] | None = None
@@ -191,9 +196,9 @@ class _Run:
         self._note_broken(0, self.stage.failures)
         if self.step == self.config.steps:
             return self._evaluate(last=True)  # resumed after its last step
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             began = time.monotonic()
-            for batches in _loader(self.stage, self.sampler, self.device):
+            for batches in make_loader(self.stage, self.sampler, self.device):
                 waited = time.monotonic() - began
                 with self._shortages("the first step"):
                     began += self.meter.prepare(batches)
@@ -248,6 +253,8 @@ class _Run:
         for failure in failures:
             if (source, failure.index) not in self.broken:
                 self.broken[source, failure.index] = failure
+                if self.quarantine is not None:
+                    self.quarantine.add(self.stage.sources[source].entries[failure.index], failure.reason)
                 self.journal.say(f"broken file, replaced ({len(self.broken)} so far): {failure.reason}")
 
     def _save(self) -> None:
@@ -299,58 +306,3 @@ def _prepare(config: TrainConfig, out: Path, resume: bool) -> Path | None:
         partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     remove_scratch(out)
     return latest_checkpoint(out)
-
-
-def _sampler(stage: Stage) -> MixSampler:
-    config, ranks, samplers = stage.config, stage.ranks, []
-    for source, dataset in zip(config.sources, stage.sources, strict=True):
-        pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
-        if len(dataset) < source.batch:
-            name = "data.sources: wanted a batch of" if config.data.sources else "batch_size: wanted"
-            what = "images" if dataset.kind == "image" else "clips"
-            raise ValueError(f"{name} at most the {len(dataset)} {what} of {source.path}, got {source.batch}")
-        if source.batch % ranks.size:
-            name = "data.sources: wanted batches" if config.data.sources else "batch_size: wanted one"
-            raise ValueError(f"{name} that the {ranks.size} processes divide evenly, got {source.batch}")
-        samplers.append(EpochSampler(dataset, source.batch, config.seed, pair_twins=pair))
-    return MixSampler(samplers, rank=ranks.rank, ranks=ranks.size)
-
-
-def _loader(stage: Stage, sampler: MixSampler, device: torch.device) -> DataLoader:
-    workers, mix = stage.config.data.workers, Mix(stage.sources)
-    return DataLoader(
-        mix,
-        batch_sampler=sampler,
-        collate_fn=mix.collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupts,
-        generator=torch.Generator(),  # or each epoch would draw from the random numbers that dropout uses
-    )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C goes to every process of the terminal; the training process ends the loaders when it is ready.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that fills on Ctrl-C or SIGTERM, so that a step is never torn apart; a second one stops at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastvivit.data import ClipDataset
@@ -16,6 +17,15 @@ from fastvivit.data.dataset import Failure
 from fastvivit.train.evaluate import Evaluation
 from fastvivit.train.journal import read_metrics
 from fastvivit.train.page import Page, Strip
+from fastvivit.train.summary import (
+    draw_curve,
+    metric_curves,
+    score_curve,
+    scores_table,
+    settings_table,
+    sources_table,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,46 +44,55 @@ _NAMES = {
     "t2v_medr": "text → clip, median rank",
     "v2t_medr": "clip → text, median rank",
 }
-_MATCHES, _FRAMES = 3, 16
+_MATCHES, _FRAMES, _UNREAD = 3, 16, 200
 
 
-def write_report(run: Path, stage: Stage, evaluation: Scored | None, broken: Sequence[Failure]) -> Path:
-    """Write ``report.html`` into a run's folder; without matplotlib it has no pictures, and says so.
+def write_report(
+    run: Path, stage: Stage, evaluation: Scored | None, broken: Sequence[Failure], device: torch.device
+) -> Path:
+    """Write ``report.html`` into a run's folder; without matplotlib it has tables alone, and says so.
 
     Args:
         run: the folder.
         stage: the run.
         evaluation: its last scores, or None.
         broken: training files that could not be read.
+        device: of the run.
 
     Returns:
         The page.
     """
     config, heldout = stage.config, stage.heldout
     rows = read_metrics(run)
+    unread = [(failure.video, failure.reason) for failure in broken]
+    unread += list(heldout.failures.items()) if heldout is not None else []
     page = Page(f"Training run {run.absolute().name}")
-    seconds = sum(row["seconds"] for row in rows)
-    page.text(
-        f"{config.steps} steps of stage {config.stage!r}, {config.batch_size} clips each, {seconds:.0f} s in "
-        f"steps; {config.mask.ratio:.0%} of the tokens of a training clip dropped before they are embedded."
-    )
+    summary_table(page, stage, rows, len(unread), device)
     drawable = find_spec("matplotlib") is not None
     if not drawable:
         page.text('No pictures: matplotlib is not installed (pip install "fastvivit[train]").')
     elif rows:
-        page.heading("Curves")
-        page.plot(curves({"loss": rows}, "loss"), "Loss by step")
-        page.plot(curves({"learning rate": rows}, "lr"), "Learning rate by step")
+        page.heading("By step")
+        page.plot(metric_curves(rows), "Every step pale, a running mean over it")
+    times = sum(f"eval_{stage.headline[0]}" in row for row in rows)
+    if times > 1:
+        page.heading("Held-out scores by step")
+        if drawable:
+            page.plot(score_curve(rows, stage.headline), f"{stage.headline[0]} by step, the best in a ring")
+        scores_table(page, rows)
     if evaluation is not None:
         stage.report(page, evaluation, drawable=drawable)
+    page.heading("Data")
+    sources_table(page, stage)
     page.heading("Files that could not be read")
-    unread = [(failure.video, failure.reason) for failure in broken]
-    unread += list(heldout.failures.items()) if heldout is not None else []
     if unread:
-        page.table(["file", "reason"], unread)
+        page.text(f"{len(unread)} of them." if len(unread) <= _UNREAD else f"The first {_UNREAD} of {len(unread)}.")
+        page.table(["file", "reason"], unread[:_UNREAD])
     else:
         page.text("None.")
-    page.heading("Settings")
+    page.heading(f"Settings that differ from the preset of stage {config.stage!r}")
+    settings_table(page, config)
+    page.heading("All settings")
     page.code(json.dumps(config.to_dict(), indent=2))
     return page.write(run / REPORT)
 
@@ -85,14 +104,9 @@ def curves(runs: dict[str, list[dict[str, Any]]], field: str) -> Figure:
     figure = Figure(figsize=(7.5, 3))
     axes = figure.subplots()
     for number, (name, rows) in enumerate(runs.items()):
-        steps, values = [row["step"] for row in rows], [row[field] for row in rows]
-        window = max(1, len(values) // 50)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-        axes.plot(steps[window - 1 :], smooth, color=f"C{number}", label=name)
+        draw_curve(axes, [row["step"] for row in rows], [row[field] for row in rows], f"C{number}", name)
     axes.set_xlabel("step")
     axes.set_ylabel({"lr": "learning rate"}.get(field, field))
-    axes.grid(alpha=0.3)
     if len(runs) > 1:
         axes.legend()
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from fastvivit.train.checkpoint import latest_checkpoint
 from fastvivit.train.config import DUAL, TrainConfig
 
+_log = logging.getLogger(__name__)
 _WORDS = (
     "out of memory",
     "not enough memory",
@@ -89,12 +91,17 @@ def _used(device: torch.device) -> str:
 def _advice(config: TrainConfig, device: torch.device) -> list[str]:
     if device.type == "cuda" and config.stage in DUAL:
         try:
-            from fastvivit.planning import advice
-
-            return advice(config, torch.cuda.get_device_properties(device).total_memory)
-        except Exception:  # a mistake in the prediction must not hide what has happened
-            return switches(config, device)
+            return planned_advice(config, torch.cuda.get_device_properties(device).total_memory)
+        except Exception as error:  # a prediction that fails must not hide what has happened
+            _log.warning("no plan of this run: %s", error)
     return switches(config, device)
+
+
+def planned_advice(config: TrainConfig, memory: int) -> list[str]:
+    """What ``fastvivit plan`` says of a run on a device with so many bytes."""
+    from fastvivit.planning import advice
+
+    return advice(config, memory)
 
 
 def switches(config: TrainConfig, device: torch.device) -> list[str]:

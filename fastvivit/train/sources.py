@@ -27,7 +27,8 @@ def open_source(
     """
     if not is_pack(Path(path)):
         clip = {"frames": encoder.frames, "fps": data.fps, "size": encoder.size}
-        dataset = ClipDataset(path, seed=seed, cache=data.cache, **clip)
+        deadline = data.deadline if data.workers and data.deadline else None
+        dataset = ClipDataset(path, seed=seed, cache=data.cache, deadline=deadline, **clip)
         if mask is not None and mask.strategy == "grouped" and dataset.kind == "video":
             raise ValueError(f"mask.strategy: wanted packed shards for 'grouped', got {path}")
         return dataset

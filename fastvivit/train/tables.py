@@ -127,6 +127,8 @@ class DataConfig:
         fps: pictures per second of a clip; paper: 1.
         cache: keep decoded clips in memory: for data sets that fit.
         workers: loader processes; 0 decodes in the training process.
+        deadline: seconds that a file may take in a loader process. A decoder that hangs or crashes is ended, and its
+            file counts as broken; 0 is no deadline.
         pair_twins: put clips and the twins that the manifest names into the same batch.
     """
 
@@ -136,10 +138,11 @@ class DataConfig:
     fps: float = 1.0
     cache: bool = False
     workers: int = 0
+    deadline: float = 60.0
     pair_twins: bool = True
 
     def __post_init__(self) -> None:
-        at_least("data", self, 0, "workers")
+        at_least("data", self, 0, "workers", "deadline")
         above("data", self, 0, "fps")
         if (self.train is None) == (not self.sources):
             got = "both" if self.sources else "neither"

@@ -1,7 +1,5 @@
 """The FLOPs of a step against a dense count by hand; peaks by a GPU's name."""
 
-import warnings
-
 import pytest
 import torch
 
@@ -28,9 +26,7 @@ def counted(config, run, size=6):
         dataset.collate([dataset[i] for i in range(size)]) | {"source": number, "seconds": 0.0}
         for number, dataset in enumerate(stage.sources)
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
-        found = step_flops(stage, model, batches, CPU)
+    found = step_flops(stage, model, batches, CPU)
     assert all(parameter.grad is None for parameter in model.parameters())
     return found, batches[0]["caption"], model
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,8 +14,11 @@ import torch
 
 import fastvivit as fv
 from fastvivit.data import ClipDataset, read_manifest
-from fastvivit.train import MaskConfig, NonFiniteLoss, evaluate, fit, latest_checkpoint, loop, read_metrics
+from fastvivit.train import MaskConfig, NonFiniteLoss, TrainConfig, evaluate, fit, latest_checkpoint, loop, read_metrics
+from fastvivit.train.report import write_report
+from fastvivit.train.stages import make_stage
 from fastvivit.train.step import draw_masks, train_step
+from fastvivit.train.summary import changed_settings
 
 VOID = {"meta", "img", "br", "hr"}
 
@@ -102,10 +106,18 @@ def test_nothing_is_pickled(run):
 def test_report(run):
     page = parsed(run / "report.html")
     images = [image["src"] for image in page.images]
-    assert len(images) >= 2 + 4 * 3
+    assert len(images) == 2 + 4 * 3  # small plots in one picture, scores by step, matches
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
     text = " ".join(page.words)
     assert "own caption above the twin's" in text and "50.0 %" in text and "chance" in text
+    shown = [word for word in page.words if word.strip()]
+    summary = dict(zip(shown, shown[1:], strict=False))
+    assert summary["steps"] == "10 of 6 samples" and summary["stage"] == "contrastive"
+    assert summary["speed, median step"].endswith(" tokens/s") and summary["memory at most"].endswith("B")
+    rows = read_metrics(run)
+    best = max((row for row in rows if "eval_t2v_r1" in row), key=lambda row: row["eval_t2v_r1"])
+    assert summary["best held-out t2v_r1"] == f"{best['eval_t2v_r1']:.4g} at step {best['step']}, taken 3 times"
+    assert "Settings that differ from the preset of stage 'contrastive'" in text
     assert "http" not in (run / "report.html").read_text().replace("data:image", "")
 
 
@@ -163,6 +175,23 @@ def test_broken_files_are_counted_and_end_nothing(damaged, tmp_path):
     assert rows[-1]["broken"] == 2 and rows[-1]["eval_broken"] == 1 and rows[-1]["eval_clips"] == 7
     text = " ".join(parsed(out / "report.html").words)
     assert "train/00000a.mp4" in text and "train/00000b.mp4" in text and "heldout/00000a.mp4" in text
+    found = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(row["video"].rpartition("/")[2] for row in found) == ["00000a.mp4", "00000b.mp4"]
+    assert all(row["reason"] for row in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_hangs_holds_nothing_up(damaged, tmp_path, change):
+    """Opening a pipe that nobody writes to never returns: the decoder is ended, the run goes on."""
+    hanging = tmp_path / "train" / "00000a.mp4"
+    hanging.unlink()
+    os.mkfifo(hanging)
+    config = change(damaged, data={"workers": 1, "deadline": 2.0, "cache": False})
+    out = fit(config, tmp_path / "run", quiet=True)
+    assert read_metrics(out)[-1]["broken"] == 2
+    reasons = [json.loads(line)["reason"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert any("2 s" in reason for reason in reasons), reasons
 
 
 def test_no_readable_file_is_an_error(damaged, tmp_path):
@@ -270,3 +299,28 @@ def test_a_local_text_model_with_dropout_resumes_exactly(config, tmp_path, chang
             fit(config, tmp_path / "cut", quiet=True)
     fit(config, tmp_path / "cut", resume=True, quiet=True)
     assert [r["loss"] for r in read_metrics(tmp_path / "cut")] == [r["loss"] for r in read_metrics(whole)]
+
+
+def test_settings_that_differ_from_the_preset(config, change):
+    changed = {name: (own, preset) for name, own, preset in changed_settings(config)}
+    assert changed["optimiser.lr"] == ("0.001", "5e-05") and changed["mask.ratio"] == ("0.5", "0.75")
+    assert changed["model.frames"][0] == "8" and changed["batch_size"] == ("6", "512")
+    assert not any(name in changed for name in ("optimiser.weight_decay", "seed", "model.tubelet"))
+    assert not any(name.startswith("data.train") or name == "steps" for name in changed)
+    same = TrainConfig.for_stage("image_to_video", data={"train": "a.jsonl"}, steps=2000)
+    assert {name for name, *_ in changed_settings(same)} <= {"model.images"}, changed_settings(same)
+    long = TrainConfig.for_stage("short_to_long", start="x", data={"train": "a.jsonl"}, tuning={"layers": 2})
+    assert changed_settings(long) == [("start", "x", "–"), ("tuning.layers", "2", "4")]
+
+
+def test_a_report_of_a_run_that_waited_says_for_what(config, tmp_path):
+    out = fit(config, tmp_path / "run", quiet=True)
+    rows = [row | {"data_wait": 0.5, "data_busy": 1.0} for row in read_metrics(out)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(out, make_stage(config), None, (), torch.device("cpu"))
+    assert "Data: 50% of the time is spent waiting for clips" in " ".join(parsed(out / "report.html").words)
+    for row in rows:  # a run from before these were noted
+        del row["data_busy"], row["tokens_per_second"], row["memory_peak"]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(out, make_stage(config), None, (), torch.device("cpu"))
+    assert "speed" not in " ".join(parsed(out / "report.html").words)

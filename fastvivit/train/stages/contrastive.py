@@ -120,6 +120,8 @@ class Contrastive(Stage):
             return None
         config = self.config
         share = config.batch_size // self.ranks.size
+        if config.memory.chunk:
+            share = min(share, config.memory.chunk)  # a large batch fits because it is never alive at once
         return evaluate(model, self.heldout, batch_size=share, workers=config.data.workers, ranks=self.ranks)
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
