@@ -203,7 +203,7 @@ def experiment(videos: Path, image: Path, text: Path, out: Path) -> dict:
         name: floor([train for train, _ in counts[name].values()], 8 if name == "short" else 6) for name in counts
     }
     return {
-        "provenance": provenance("cpu", torch.float32),
+        "provenance": provenance("cpu", quick=False),
         "seconds": time.monotonic() - began,
         "clips": counts,
         "overrides": {"short": SHORT, "long": LONG},
