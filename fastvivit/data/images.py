@@ -15,7 +15,8 @@ def read_image(path: Source, size: int | tuple[int, int] = 256) -> Tensor:
     """Read an image, scaled and cut as `read_clip` does with pictures of a video.
 
     JPEG, PNG, WebP, TIFF and BMP, and whatever else FFmpeg decodes; of several pictures the first. Grey and palette
-    images come out as RGB, alpha is dropped. Turns by quarters that EXIF asks for are carried out.
+    images come out as RGB, alpha is dropped. Turns by quarters that EXIF asks for are carried out; its
+    rare mirrored orientations are not, and come out turned as FFmpeg reads them.
 
     Args:
         path: a local image file, a member of a tar, or a binary file object that can seek.

@@ -167,6 +167,8 @@ def compare(
         template=template,
     )
     entries = entries_of(manifest)
+    if any(entry.kind == "image" for entry in entries):
+        raise ValueError(f"manifest: wanted clips for task {task!r}, got images among them")
     if task == CHOICE:
         for number, entry in enumerate(entries):
             check_question(number, entry)

@@ -14,7 +14,7 @@ from typing import Any
 from fastvivit._folders import file_written_whole
 from fastvivit.train.meter import Window
 from fastvivit.train.progress import make_bar
-from fastvivit.train.say import show_number, show_seconds
+from fastvivit.train.say import show_duration, show_number
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {postfix}"
@@ -134,7 +134,7 @@ class Journal:
             parts.append(f"MFU {mfu:.0%}")
         parts.append(f"data wait {window.mean('data_wait'):.0%}")
         pause = max(0.0, time.monotonic() - self._began - self._in_steps) / self._taken
-        parts.append(f"{show_seconds((window.seconds + pause) * (self.steps - step))} left")
+        parts.append(f"{show_duration((window.seconds + pause) * (self.steps - step))} left")
         return "  ".join(parts)
 
     def _score(self, row: dict[str, Any]) -> None:

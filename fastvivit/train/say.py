@@ -12,7 +12,7 @@ def show_number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def show_seconds(seconds: float) -> str:
+def show_duration(seconds: float) -> str:
     """The two largest units: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -23,8 +23,3 @@ def show_seconds(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-def show_bytes(count: float) -> str:
-    """Decimal units, as GPUs are sold: 812 MB, 15.3 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -75,7 +75,7 @@ def _message(
             f"  memory      {_used(device)}",
             f"  settings    {settings}",
             f"  checkpoint  {kept}",
-            "  to turn, best first:",
+            "  what helps, best first:",
             *(f"    {line}" for line in _advice(config, device)[:_LINES]),
         ]
     )

@@ -19,7 +19,7 @@ from fastvivit.train.config import TrainConfig
 from fastvivit.train.journal import best_score
 from fastvivit.train.page import Page
 from fastvivit.train.presets import TABLE_4
-from fastvivit.train.say import show_bytes, show_number, show_seconds
+from fastvivit.train.say import show_duration, show_number
 from fastvivit.train.starvation import LIMIT, remedy, usable_cores
 from fastvivit.train.tables import DataConfig
 
@@ -60,7 +60,7 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
         ["started from", "scratch" if config.start is None else config.start],
         ["steps", f"{config.steps} of {config.batch_size} samples"],
         ["masked", ", ".join(f"{mask.ratio:.0%}" for mask in config.masks) + " of the tokens of a clip"],
-        ["time in steps", show_seconds(sum(row["seconds"] for row in rows))],
+        ["time in steps", show_duration(sum(row["seconds"] for row in rows))],
     ]
     warm = [row for row in (rows[_COLD:] or rows) if "tokens_per_second" in row]
     if warm:
@@ -72,7 +72,7 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
         if mfus := [row["mfu"] for row in warm if "mfu" in row]:
             lines.append(["MFU, median step", f"{median(mfus):.1%}"])
         lines.append(["waiting for data", f"{_over_time(warm, 'data_wait'):.1%} of the time"])
-        lines.append(["memory at most", show_bytes(max(row["memory_peak"] for row in warm))])
+        lines.append(["memory at most", f"{max(row['memory_peak'] for row in warm) / 1e9:.2f} GB"])
     name, _ = stage.headline
     if (best := best_score(rows, stage.headline)) is not None:
         scored = sum(f"eval_{name}" in row for row in rows)
@@ -87,7 +87,8 @@ def summary_table(page: Page, stage: Stage, rows: Sequence[dict[str, Any]], brok
     page.table(["", "this run"], lines)
     if warm and _over_time(warm, "data_wait") > LIMIT:
         wait, busy = _over_time(warm, "data_wait"), _over_time(warm, "data_busy")
-        page.text(remedy(wait, busy, config.data.workers, usable_cores()).capitalize() + ".")
+        said = remedy(wait, busy, config.data.workers, usable_cores())
+        page.text(f"{said[0].upper()}{said[1:]}.")
 
 
 def sources_table(page: Page, stage: Stage) -> None:

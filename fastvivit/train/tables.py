@@ -138,7 +138,7 @@ class DataConfig:
     fps: float = 1.0
     cache: bool = False
     workers: int = 0
-    deadline: float = 60.0
+    deadline: float = 120.0
     pair_twins: bool = True
 
     def __post_init__(self) -> None:

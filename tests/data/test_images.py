@@ -72,6 +72,68 @@ def test_clips_and_images_are_two_sources(tmp_path):
         ClipDataset(entries, frames=1)
 
 
+def photo(height=40, width=60):
+    """Something smooth, so that lossy formats come close."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return np.stack([rows * 4, columns * 3, 200 - rows * 2 - columns], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "off"),
+    [
+        ("a.png", "RGB", 0), ("a.bmp", "RGB", 0), ("a.tiff", "RGB", 0), ("a.jpg", "RGB", 12), ("a.webp", "RGB", 12),
+        ("a.png", "L", 0), ("a.jpg", "L", 4), ("a.png", "P", 0), ("a.png", "RGBA", 0), ("a.png", "LA", 0),
+        ("a.png", "1", 0),
+    ],
+)  # fmt: skip
+def test_formats_and_modes_come_out_as_rgb(tmp_path, name, mode, off):
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed; it is the reference here")
+    image = pillow.fromarray(photo()).convert(mode)
+    image.save(tmp_path / name)
+    wanted = np.asarray(image.convert("RGB")).astype(int)
+    got = read_image(tmp_path / name, (40, 60)).permute(1, 2, 0).numpy()
+    assert np.abs(got - wanted).max() <= off
+    assert got.shape == (40, 60, 3) and got.std() > 10
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_turns_that_exif_asks_for(tmp_path, suffix, orientation, turns):
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed; it writes EXIF here")
+    exif = pillow.Exif()
+    exif[0x0112] = orientation
+    pillow.fromarray(photo()).save(tmp_path / f"a.{suffix}", exif=exif)
+    wanted = np.rot90(photo(), turns).astype(int)
+    got = read_image(tmp_path / f"a.{suffix}", wanted.shape[:2]).permute(1, 2, 0).numpy()
+    assert np.abs(got - wanted).max() <= 12
+
+
+@pytest.mark.parametrize("name", ["a%03d.png", "50%.png", "a*.png", "[a].png", "http:a.png"])
+def test_names_that_ffmpeg_reads_as_more(tmp_path, picture, name):
+    file = write_image(tmp_path / "a.png", picture).rename(tmp_path / name)
+    assert torch.equal(read_image(file, (32, 48)).permute(1, 2, 0), torch.from_numpy(picture))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_file_that_was_cut_off_is_an_error(tmp_path, picture, suffix, share):
+    """FFmpeg itself would fill up the rest of a JPEG with grey."""
+    file = write_image(tmp_path / f"a.{suffix}", picture)
+    assert read_image(file, 32).shape == (3, 32, 32)
+    with file.open("r+b") as stream:
+        stream.truncate(int(file.stat().st_size * share))
+    with pytest.raises(VideoError, match=rf"a\.{suffix}"):
+        read_image(file, 32)
+
+
+def test_bytes_behind_a_jpeg_do_no_harm(tmp_path):
+    file = write_image(tmp_path / "a.jpg", photo())
+    before = read_image(file, 32)
+    with file.open("ab") as stream:
+        stream.write(b"junk" * 1000)
+    assert torch.equal(read_image(file, 32), before)
+
+
 @pytest.mark.parametrize(
     "wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
 )

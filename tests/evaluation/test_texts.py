@@ -1,6 +1,7 @@
 """Captions and summaries: scores by the metrics, masks by the seed, broken files counted."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,6 +212,7 @@ def test_a_real_captioner_s_numbers(manifest):
 
 def test_mistakes_are_named(manifest, teller):
     path = manifest(*SAID)
+    image = fv.data.Entry(video=Path("0.png"), kind="image", captions=("one",))
     for arguments, words in (
         ({"task": "retrieval"}, "task: wanted 'captioning', 'summaries' or 'multiple_choice', got 'retrieval'"),
         ({"mask_ratio": 1.0}, "mask_ratio: wanted 0 <= ratio < 1"),
@@ -221,6 +223,7 @@ def test_mistakes_are_named(manifest, teller):
         ({"systems": {"x": object()}}, "system: wanted a VideoCaptioner, a CaptionAggregator or a System, got object"),
         ({"manifest": []}, "manifest: wanted at least one entry"),
         ({"manifest": ["0.mp4"]}, "manifest: wanted a path or entries, got a str among them"),
+        ({"manifest": [image]}, "manifest: wanted clips for task 'captioning', got images among them"),
     ):
         given = {"systems": {"": teller()}, "manifest": path, "task": "captioning"} | arguments
         with pytest.raises(ValueError) as error:
