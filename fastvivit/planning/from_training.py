@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastvivit.data.shards import is_pack
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.vivit import ViViT
@@ -56,6 +57,8 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         "text": text,
         "tune_text": config.tuning.text,
         "images": config.stage == "images",
+        # Of packed shards the kept tubelets alone are read.
+        "pixels": "tubelets" if all(is_pack(Path(source.path)) for source in config.sources) else "clips",
     }
 
 

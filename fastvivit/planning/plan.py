@@ -147,7 +147,7 @@ def plan(
         precision: "bfloat16" (None), which is autocast over float32 weights, or "float32".
         text: the text tower: "bert-medium" (None), "bert-base", "none" for the encoder alone, or a ``TextSize``.
         images: a batch of images through the 2-D path instead of clips; None is False.
-        pixels: "clips" (None), or "tubelets", the kept ones alone.
+        pixels: "clips" (None), or "tubelets", the kept ones alone, which a training config on packed shards has.
         batch_on: "device" (None), or "host": a chunk's clips come when they are needed.
         device: a name: "a100", "a100-40gb", "h100", "h200", "b200", "rtx4090".
         gpu_memory: bytes that may be used, a number or "16GB"; None is all of the device's.
