@@ -193,6 +193,7 @@ def experiment(videos: Path, image: Path, text: Path, out: Path) -> dict[str, An
     """Run the page's commands on the clips; the report."""
     from benchmarks.provenance import provenance
 
+    about = provenance("cpu", quick=False)
     prepare(videos, image, text, out)
     chain, began, counts, scores = Chain(out), time.monotonic(), {}, {}
     changes = {name: [word for change in OVERRIDES[name] for word in ("--override", change)] for name in FRAMES}
@@ -217,7 +218,7 @@ def experiment(videos: Path, image: Path, text: Path, out: Path) -> dict[str, An
         chain.run(f"search {query}", "search", query, "--model", "runs/long", "--index", "vectors.safetensors",
                   "--top", "3")  # fmt: skip
     return {
-        "provenance": provenance("cpu", quick=False),
+        "provenance": about,
         "seconds": round(time.monotonic() - began),
         "clips": counts,
         "frames": FRAMES,
