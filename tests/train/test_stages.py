@@ -276,7 +276,7 @@ def test_two_sources_resume_to_the_bit(config, digits, tmp_path, monkeypatch, ch
         ({"frames": 4}, "frames: wanted at least the 8 of the encoder in .*, got 4"),
         ({"model": ViViTConfig.tiny()}, "model: wanted None with a start that has its own encoder"),
         ({"start": "/absent"}, "start: wanted the folder of a run or a model, no such folder: /absent"),
-        ({"tuning": {"layers": 5}}, r"k: wanted a whole number in 1..1 \(the blocks\), got 5"),
+        ({"tuning": {"layers": 5}}, r"tuning.layers: wanted at most the encoder.s 1, got 5"),
     ],
 )
 def test_refusals(long, tmp_path, change, changes, words):
