@@ -61,29 +61,34 @@ def run(report: dict[str, Any]) -> str:
     for name, stage in STAGES.items():
         steps = report["metrics"][name]
         losses = [row["loss"] for row in steps]
-        lines += [
+        lines.append(
             f"- **{stage.capitalize()}**: {len(steps)} steps of {report['batch'][name]} clips of "
             f"{report['frames'][name]} frames, {_median(steps):.1f} s a step, loss {losses[0]:.2f} → "
-            f"{fmean(losses[-LAST:]):.2f} (mean of the last {LAST}). Pieces of a file share its captions, so that "
-            f"batches have a loss of at least {report['floors'][name]:.2f} on average."
-        ]
+            f"{fmean(losses[-LAST:]):.2f}, mean of the last {LAST}."
+        )
+    least = " and ".join(f"{report['floors'][name]:.2f}" for name in STAGES)
     lines += [
+        f"- **The least possible**: pieces of a file share its captions, so that batches have losses of {least} at "
+        "least, on average.",
         f"- **Killed and resumed**: SIGKILL after step {resumed['killed_after']}, the last checkpoint at step "
         f"{resumed['checkpoint']}. Of the {resumed['twice']} steps that were taken twice, {resumed['same']} have the "
         "same loss to the bit.",
         "",
         f"![Loss by step of both stages]({PICTURE.parent.name}/{PICTURE.name})",
         "",
-        "| model | held-out clips | text → clip, R@1 | clip → text, R@1 | chance |",
-        "| --- | --- | --- | --- | --- |",
+        "Dotted: the least possible. Red: killed; yellow: the checkpoint that it went on from.",
+        "",
+        "| model | held out | text → clip, R@1 | clip → text, R@1 | chance | `cup.mp4`'s ranks by its captions |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, (length, words) in _MODELS.items():
         found = report["scores"][name]
         cells = [f"{found[score]:.0f} %" for score in ("t2v_r1", "v2t_r1")] + [f"{100 / found['clips']:.0f} %"]
+        cells.append(", ".join(map(str, found["ranks"]["cup.mp4"])))
         lines.append(f"| {words} | {found['clips']} of {seconds[length]} s | {' | '.join(cells)} |")
     lines.append("")
     searches = [said for name, said in report["said"].items() if name.startswith("search ")]
-    return "\n".join(lines) + "\n" + "".join(_said(said) for said in searches)
+    return "\n".join(lines) + "\n" + "\n".join(map(_said, searches))
 
 
 def page(text: str, report: dict[str, Any]) -> str:
@@ -116,7 +121,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
 
 def _said(said: dict[str, Any]) -> str:
-    lines = [line.rstrip() for line in said["said"] if line.strip() and not line.startswith("report: ")]
+    lines = [line.rstrip() for line in said["said"]]
     return "\n".join(["```text", f"$ {said['command']}", *lines, "```"]) + "\n"
 
 

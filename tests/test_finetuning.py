@@ -45,6 +45,7 @@ SMALL_FIELDS = {
     "warmup": {"1000": "1", "500": "1"},
     "workers": {"4": "0"},
     "chunk": {"64": "2"},
+    "eval_every": {"1000": "2", "500": "2"},
 }
 
 
@@ -145,6 +146,7 @@ def interrupted_at(step):
     return taken
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(world, said):
     kinds = {" ".join(command.split()[1:3]) for command in said}
     assert {"data scan", "data pack", "plan image_to_video.toml", "train finetune_long.toml"} <= kinds
@@ -160,6 +162,7 @@ def test_every_command_of_the_page_runs(world, said):
     assert "videos/" in found and "heldout" not in found
 
 
+@pytest.mark.slow
 def test_the_runs_are_what_the_page_says(world, said):
     short, long = (fv.load_pretrained(world / "runs" / name / "model").video for name in ("short", "long"))
     assert (short.config.frames, long.config.frames) == (4, 8) and long.config.size == (28, 28)
@@ -171,16 +174,7 @@ def test_the_runs_are_what_the_page_says(world, said):
     assert len(named) == 4 and all(name in report for name in named), named
 
 
-def test_the_data_of_the_page_are_read_masked(world, said):
-    """Of the packed shards a step reads a quarter, as the config says."""
-    config = TrainConfig.from_toml(world / "image_to_video.toml")
-    from fastvivit.train.sources import open_source
-
-    packed = open_source(config.data.train, config.data, fv.load_pretrained(world / "runs/short/model").video.config,
-                         seed=0, mask=config.mask)  # fmt: skip
-    assert len(packed) == 12 and config.mask.ratio == 0.75 and config.mask.strategy == "grouped"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_the_variations_of_the_page_train(world, said, number, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
@@ -220,19 +214,28 @@ def test_the_configs_of_the_page_are_the_papers_but_for_what_they_say():
     assert (short.model.frames, short.model.tubelet, short.init.time_std) == (16, (2, 14, 14), 0.2)
     assert (long.frames, long.tuning.method, long.tuning.layers, long.batch_size) == (64, "last_layers", 4, 128)
     assert long.start.endswith("/examples/runs/short") and short.start.endswith("/examples/dinov2_small")
-    for name in CONFIGS:
-        left = [line for line in small((ROOT / "examples" / name).read_text()).splitlines() if re.search(r"= \d{3}", line)]
-        assert not [line for line in left if not line.startswith(("eval_every", "save_every"))]
 
 
 def test_figures_in_words():
     assert remedy(0.4, 0.9, 4, 16) in TEXT
-    assert 64 * 224 * 224 * 3 / 1e6 == pytest.approx(9.6, abs=0.05) and "is 9.6 MB" in TEXT
+    assert f"is {64 * 3 * 224 * 224 / 1e6:.1f} MB" in TEXT
 
 
 def test_the_page_is_what_the_report_says():
     made = maker("make_finetuning")
     report = json.loads(made.REPORT.read_text())
     assert made.page(TEXT, report) == TEXT, "run python docs/make_finetuning.py"
+    # What the page says of the run in words.
+    scores, said, resumed = report["scores"], report["said"], report["resumed"]
+    assert scores["untrained"]["t2v_r1"] < 20 and scores["untrained"]["v2t_r1"] < 20
+    for name in ("short", "stretched", "long"):
+        assert scores[name]["t2v_r1"] > 50 and scores[name]["v2t_r1"] > 50 and 1 not in scores[name]["ranks"]["cup.mp4"]
+    for score in ("t2v_r1", "v2t_r1"):
+        assert scores["stretched"][score] == scores["long"][score]
+    assert resumed["twice"] == resumed["same"] == 10 and resumed["killed_after"] % 20
+    nearest = [found["said"][1].split("/")[-1] for name, found in said.items() if name.startswith("search ")]
+    assert nearest == ["sintel_trailer_640x360.mp4", "world.mp4", "box.mp4"]
+    assert report["clips"]["short"]["cup.mp4"] == [0, 1] == report["clips"]["long"]["cup.mp4"]
+    assert not re.search(r"[\s\"]/\w", json.dumps(report)), "a path of the machine that it ran on"
     report["scores"]["short"]["t2v_r1"] = 12.7
     assert "| 13 % |" in made.page(TEXT, report)
