@@ -211,6 +211,7 @@ def test_the_configs_of_the_page_are_the_papers_but_for_what_they_say():
     short, long = (TrainConfig.from_toml(ROOT / "examples" / name) for name in CONFIGS)
     for config in (short, long):
         assert (config.optimiser.lr, config.mask.ratio, config.optimiser.clip) == (5e-5, 0.75, 2.0)
+    assert short.model.mean == (0.485, 0.456, 0.406) and short.model.std == (0.229, 0.224, 0.225)
     assert (short.model.frames, short.model.tubelet, short.init.time_std) == (16, (2, 14, 14), 0.2)
     assert (long.frames, long.tuning.method, long.tuning.layers, long.batch_size) == (64, "last_layers", 4, 128)
     assert long.start.endswith("/examples/runs/short") and short.start.endswith("/examples/dinov2_small")
