@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 PAGE, REPORT, PICTURE = HERE / "finetuning.md", HERE / "finetuning_report.json", HERE / "pictures" / "finetuning.png"
 BEGIN, END = "<!-- written by make_finetuning.py: {} -->\n", "<!-- end -->\n"
 STAGES = {"short": "image to video", "long": "short to long"}
-LAST = 10  # steps over which the last losses are averaged
+MEAN = 10  # steps over which losses are averaged
 _MODELS = {
     "untrained": ("short", "DINOv2-S inflated beside MiniLM, nothing trained"),
     "short": ("short", "after image to video"),
@@ -63,8 +63,8 @@ def run(report: dict[str, Any]) -> str:
         losses = [row["loss"] for row in steps]
         lines.append(
             f"- **{stage.capitalize()}**: {len(steps)} steps of {report['batch'][name]} clips of "
-            f"{report['frames'][name]} frames, {_median(steps):.1f} s a step, loss {losses[0]:.2f} → "
-            f"{fmean(losses[-LAST:]):.2f}, mean of the last {LAST}."
+            f"{report['frames'][name]} frames, {_median(steps):.1f} s a step, loss {fmean(losses[:MEAN]):.2f} → "
+            f"{fmean(losses[-MEAN:]):.2f}, means of the first and the last {MEAN} steps."
         )
     least = " and ".join(f"{report['floors'][name]:.2f}" for name in STAGES)
     lines += [

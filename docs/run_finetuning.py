@@ -86,28 +86,52 @@ class Chain:
         return {"clips": int(found["clips"]), "t2v_r1": found["t2v_r1"], "v2t_r1": found["v2t_r1"], "ranks": ranks}
 
 
-def split(folder: Path, name: str) -> dict[str, list[int]]:
-    """The middle piece of each file is held out, and one file whole: pieces (trained on, held out) of each."""
-    from fastvivit.data import read_manifest, write_manifest
+def split(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Hold out a stretch of each file: its middle long piece, or where that is all of it, its middle short one.
+
+    No piece that is trained on shares a moment with one that is scored, in either stage, but for the second stage's
+    pieces of files that have but one. Of one file nothing is trained on.
+
+    Returns:
+        For each length and file, how many pieces are (trained on, held out).
+    """
+    from fastvivit.data import write_manifest
+
+    files = {name: _by_file(folder / f"{name}.jsonl") for name in FRAMES}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name, found in files.items():
+        train, heldout, counts[name] = [], [], {}
+        for file, pieces in found.items():
+            long = files["long"][file]
+            whole = len(long) == 1
+            apart = (pieces if whole else long)[len(pieces if whole else long) // 2]
+            inside = [piece for piece in pieces if _share(piece, apart)]
+            rest = [piece for piece in pieces if not _share(piece, apart)]
+            scored = inside[len(inside) // 2 :][:1]
+            if file.startswith(LEFT_OUT):
+                rest = []
+            elif len(pieces) == 1:
+                rest, scored = pieces, []
+            rest = [rest[number * len(rest) // MOST] for number in range(MOST)] if len(rest) > MOST else rest
+            train, heldout = train + rest, heldout + scored
+            counts[name][file] = [len(rest), len(scored)]
+        write_manifest(folder / f"train_{name}.jsonl", train)
+        write_manifest(folder / f"heldout_{name}.jsonl", heldout)
+    return counts
+
+
+def _by_file(manifest: Path) -> dict[str, list[Any]]:
+    from fastvivit.data import read_manifest
 
     files: dict[str, list] = {}
-    for entry in read_manifest(folder / f"{name}.jsonl"):
+    for entry in read_manifest(manifest):
         files.setdefault(entry.video.name, []).append(entry)
-    train, heldout, counts = [], [], {}
-    for file, pieces in files.items():
-        middle = len(pieces) // 2
-        rest = pieces[:middle] + pieces[middle + 1 :]
-        rest = [rest[number * len(rest) // MOST] for number in range(MOST)] if len(rest) > MOST else rest
-        if file.startswith(LEFT_OUT):
-            rest = []
-        elif len(pieces) == 1:
-            rest, pieces = pieces, []
-        train += rest
-        heldout += pieces[middle : middle + 1]
-        counts[file] = [len(rest), len(pieces[middle : middle + 1])]
-    write_manifest(folder / f"train_{name}.jsonl", train)
-    write_manifest(folder / f"heldout_{name}.jsonl", heldout)
-    return counts
+    return files
+
+
+def _share(one: Any, other: Any) -> bool:
+    """Whether two pieces of a file share a moment."""
+    return one.start < (other.end or math.inf) and other.start < (one.end or math.inf)
 
 
 def floor(counts: list[int], batch: int) -> float:
@@ -195,12 +219,13 @@ def experiment(videos: Path, image: Path, text: Path, out: Path) -> dict[str, An
 
     about = provenance("cpu", quick=False)
     prepare(videos, image, text, out)
-    chain, began, counts, scores = Chain(out), time.monotonic(), {}, {}
+    chain, began, scores = Chain(out), time.monotonic(), {}
     changes = {name: [word for change in OVERRIDES[name] for word in ("--override", change)] for name in FRAMES}
     for name, frames in FRAMES.items():
         chain.run(f"scan {name}", "data", "scan", "videos", "--captions", "captions.csv", "--segments",
                   str(frames // FPS), "--out", f"{name}.jsonl")  # fmt: skip
-        counts[name] = split(out, name)
+    counts = split(out)
+    for name, frames in FRAMES.items():
         chain.run(f"pack {name}", "data", "pack", f"train_{name}.jsonl", "--out", f"packed/{name}", "--frames",
                   str(frames), "--fps", str(FPS), "--size", str(SIZE), "--tubelet", "2,14,14")  # fmt: skip
     chain.run("plan short", "plan", "image_to_video.toml", "--device", "rtx4090", codes=(0, 1))
