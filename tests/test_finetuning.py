@@ -228,21 +228,19 @@ def test_the_page_is_what_the_report_says():
     assert made.page(TEXT, report) == TEXT, "run python docs/make_finetuning.py"
     # What the page says of the run in words.
     scores, said, resumed = report["scores"], report["said"], report["resumed"]
+    found = {name: {file for file, ranks in score["ranks"].items() if 1 in ranks} for name, score in scores.items()}
     assert scores["untrained"]["t2v_r1"] + scores["untrained"]["v2t_r1"] <= 2 * 100 / 8
-    assert scores["short"]["t2v_r1"] > 50 and 1 not in scores["short"]["ranks"]["cup.mp4"]
-    for name in ("stretched", "long"):
-        assert {file: set(ranks) == {1} for file, ranks in scores[name]["ranks"].items()} == {
-            file: file != "cup.mp4" for file in scores["long"]["ranks"]
-        }
-    assert scores["stretched"]["v2t_r1"] - scores["long"]["v2t_r1"] == pytest.approx(100 / 6)
+    assert min(scores["short"]["t2v_r1"], scores["short"]["v2t_r1"]) > 2 / 3 * 100
+    assert len(found["stretched"]) == 4 and found["long"] - found["stretched"] == {"big_buck_bunny_0_30.webm"}
+    assert scores["long"]["t2v_r1"] - scores["stretched"]["t2v_r1"] == pytest.approx(100 * 2 / 12)
+    assert not any("cup.mp4" in files for files in found.values())
     losses = [row["loss"] for row in report["metrics"]["long"]]
-    assert abs(sum(losses) / len(losses) - report["floors"]["long"]) < 0.15
+    assert sum(losses[:10]) < sum(losses[-10:]) and max(sum(losses[:10]), sum(losses[-10:])) < 6.5
     assert resumed["twice"] == resumed["same"] == 10 and resumed["killed_after"] % 20
     rabbit, globe, bottle = [
         [line.split("/")[-1] for line in found["said"][1:]] for name, found in said.items() if "search " in name
     ]
-    assert rabbit[:2] == ["big_buck_bunny_0_30.webm", "bigbuckbunny.mp4"]
-    assert globe[0] == "world.mp4" and bottle[0] == "box.mp4"
+    assert (rabbit[0], globe[0], bottle[0]) == ("bigbuckbunny.mp4", "world.mp4", "box.mp4")
     assert report["clips"]["short"]["cup.mp4"] == [0, 1] == report["clips"]["long"]["cup.mp4"]
     assert not re.search(r"[\s\"]/\w", json.dumps(report)), "a path of the machine that it ran on"
     report["scores"]["short"]["t2v_r1"] = 12.7
