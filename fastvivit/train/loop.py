@@ -145,7 +145,7 @@ def _fit(
             optimiser=optimiser,
             journal=journal,
             meter=Meter(stage, model, device),
-            starvation=Starvation(config.data.workers, usable_cores()),
+            starvation=Starvation(config.data.workers, usable_cores(), cached=config.data.cache),
             quarantine=Quarantine(out / QUARANTINE) if ranks.first else None,
             step=step,
             broken=broken,

@@ -133,6 +133,8 @@ def tune_encoder(encoder: ViViT, config: TuningConfig, *, images: bool) -> None:
         for block, rate in zip(encoder.blocks, encoder.config.drop_rates, strict=True):
             block.drop_path.rate = rate  # those of blocks that were frozen are 0
     elif config.method == "last_layers":
+        if config.layers > len(encoder.blocks):
+            raise ValueError(f"tuning.layers: wanted at most the encoder's {len(encoder.blocks)}, got {config.layers}")
         tune.last_layers(encoder, config.layers, images=images)
     elif config.method == "adapters":
         tune.add_adapters(encoder, config.width, images=images)

@@ -46,18 +46,24 @@ class Starvation:
     Args:
         workers: of the loader.
         cores: of the CPU.
+        cached: whether clips stay in memory, so that only the first epoch waits for them.
         steps: over which waiting is averaged.
         limit: share of the time that may be spent waiting.
     """
 
-    def __init__(self, workers: int, cores: int, *, steps: int = STEPS, limit: float = LIMIT) -> None:
+    def __init__(
+        self, workers: int, cores: int, *, cached: bool = False, steps: int = STEPS, limit: float = LIMIT
+    ) -> None:
         self._workers, self._cores, self._steps, self._limit = workers, cores, steps, limit
+        self._cached = cached
         self._window = Window(steps)
         # Of the first batches everyone has to wait for the first decoded clips.
         self._cold = 2 + 2 * workers
 
     def note(self, row: dict[str, float]) -> str | None:
         """Take a step's line; what to tell the user, if anything is new."""
+        if self._cached and row["epoch"] == 0:
+            return None
         if self._cold:
             self._cold -= 1
             return None

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 import fastvivit as fv
+from fastvivit.data.shards.files import INDEX
 from fastvivit.planning import TextSize, advice
 from fastvivit.planning.devices import BY_NAME
 from fastvivit.planning.memory import memory_of
@@ -126,6 +127,20 @@ def test_sources_of_a_config_are_planned_as_they_are_read(tmp_path):
     )
     step = fv.plan(config, text="none").step
     assert (step.pixels, step.mask_ratio) == ("tubelets", 0.5)
+
+
+def test_of_packed_shards_the_kept_tubelets_alone_are_planned_for(tmp_path):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / INDEX).touch()
+    sources = [{"path": str(tmp_path / name), "batch": 4} for name in ("packed", "clips.jsonl")]
+    for chosen, wanted in ((sources[:1], "tubelets"), (sources[1:], "clips"), (sources, "clips")):
+        config = fv.train.TrainConfig.for_stage(
+            "image_to_video", data={"sources": chosen}, batch_size=4 * len(chosen), model=CFG.replace(images=False)
+        )
+        found = fv.plan(config)
+        assert found.step.pixels == wanted
+        assert fv.plan(config, pixels="clips").memory.batch >= found.memory.batch
+    assert wanted == "clips" and fv.plan(config, pixels="tubelets").step.pixels == "tubelets"
 
 
 def test_a_captioning_run_is_refused():

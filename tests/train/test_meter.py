@@ -111,6 +111,15 @@ def test_tokens_of_clips_images_and_tubelets(config):
         assert line["data_wait"] == 0.2 and line["data_busy"] == 0.5 and line["memory_peak"] > 1e7
 
 
+def test_the_epoch_that_fills_the_cache_may_wait():
+    row = {"data_wait": 0.5, "data_busy": 0.5, "seconds": 1.0}
+    for cached, said in ((True, 0), (False, 1)):
+        starvation = Starvation(0, 2, cached=cached, steps=5)
+        assert sum(starvation.note(row | {"epoch": 0}) is not None for _ in range(20)) == said
+    starvation = Starvation(0, 2, cached=True, steps=5)
+    assert any(starvation.note(row | {"epoch": 1}) for _ in range(20))
+
+
 def test_starvation_is_said_once_and_again_when_it_is_twice_as_bad():
     starvation = Starvation(2, 8, steps=10)
     cold = [starvation.note(row(n, data_wait=0.9, data_busy=0.9)) for n in range(6)]
@@ -138,7 +147,9 @@ def test_what_to_do_about_data(case, words):
 
 
 def test_a_run_that_waits_says_so(config, tmp_path, change, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "Starvation", lambda workers, cores: Starvation(workers, cores, steps=3, limit=0.0))
+    monkeypatch.setattr(
+        loop, "Starvation", lambda workers, cores, cached: Starvation(workers, cores, steps=3, limit=0.0)
+    )
     fit(config, tmp_path / "run")
     assert "decoding in the training process is the bottleneck" in capsys.readouterr().err
 

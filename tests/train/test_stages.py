@@ -1,6 +1,7 @@
 """The stages of a dual encoder: what each begins with, what it trains, what it leaves for the next."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def test_a_still_clip_is_its_image(attention, positions):
         torch.testing.assert_close(encoder(clip).pooled, encoder(image).pooled, atol=1e-5, rtol=1e-5)
 
 
-def test_image_to_video_from_another_librarys_encoder(config, tmp_path, change):
+def test_image_to_video_from_another_librarys_encoder(config, tmp_path, change, capsys):
     transformers = pytest.importorskip("transformers")
     vit = transformers.ViTModel(
         transformers.ViTConfig(
@@ -148,8 +149,11 @@ def test_image_to_video_from_another_librarys_encoder(config, tmp_path, change):
         )
     )
     vit.save_pretrained(tmp_path / "vit")
+    processor = {"do_normalize": True, "image_mean": [0.25] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
     config = change(config, stage="image_to_video", start=str(tmp_path / "vit"), steps=3)
-    out = fit(config, tmp_path / "run", quiet=True)
+    out = fit(config, tmp_path / "run")
+    assert "start: the source's bytes become pixels by mean [0.25, 0.25, 0.25]" in capsys.readouterr().err
     model = fv.load_pretrained(out / "model")
     assert (model.video.config.depth, model.video.config.frames) == (2, 8)  # the source's, ours
     begun = make_stage(config).build(tmp_path).video
@@ -276,7 +280,7 @@ def test_two_sources_resume_to_the_bit(config, digits, tmp_path, monkeypatch, ch
         ({"frames": 4}, "frames: wanted at least the 8 of the encoder in .*, got 4"),
         ({"model": ViViTConfig.tiny()}, "model: wanted None with a start that has its own encoder"),
         ({"start": "/absent"}, "start: wanted the folder of a run or a model, no such folder: /absent"),
-        ({"tuning": {"layers": 5}}, r"k: wanted a whole number in 1..1 \(the blocks\), got 5"),
+        ({"tuning": {"layers": 5}}, r"tuning.layers: wanted at most the encoder.s 1, got 5"),
     ],
 )
 def test_refusals(long, tmp_path, change, changes, words):

@@ -41,6 +41,8 @@ class Contrastive(Stage):
             self._start = load_dual_start(config)
         encoder = self._start.video if isinstance(self._start, VideoTextModel) else self._start
         super().__init__(config, config.model if encoder is None else encoder.config)
+        if encoder is not None and encoder.imported is not None:
+            self.remarks += [f"start: {note}" for note in encoder.imported.notes]
         self._images = any(dataset.kind == "image" for dataset in self.sources)
         self._clips = any(dataset.kind == "video" for dataset in self.sources)
         if config.stage == "images" and self._clips:
