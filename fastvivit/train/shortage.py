@@ -91,17 +91,19 @@ def _used(device: torch.device) -> str:
 def _advice(config: TrainConfig, device: torch.device) -> list[str]:
     if device.type == "cuda" and config.stage in DUAL:
         try:
-            return planned_advice(config, torch.cuda.get_device_properties(device).total_memory)
+            properties = torch.cuda.get_device_properties(device)
+            return planned_advice(config, properties.total_memory, properties.name)
         except Exception as error:  # a prediction that fails must not hide what has happened
             _log.warning("no plan of this run: %s", error)
     return switches(config, device)
 
 
-def planned_advice(config: TrainConfig, memory: int) -> list[str]:
-    """What ``fastvivit plan`` says of a run on a device with so many bytes."""
+def planned_advice(config: TrainConfig, memory: int, gpu: str) -> list[str]:
+    """What ``fastvivit plan`` says of a run on a device with so many bytes, in the times of a GPU that it knows."""
     from fastvivit.planning import advice
+    from fastvivit.planning.devices import names_of
 
-    return advice(config, memory)
+    return advice(config, memory, **{"device": name for name in names_of(gpu)[:1]})
 
 
 def switches(config: TrainConfig, device: torch.device) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 import fastvivit as fv
 from fastvivit.cli import main
 from fastvivit.train import OutOfMemory, fit, latest_checkpoint, loop
+from fastvivit.planning import advice
 from fastvivit.train.shortage import is_shortage, planned_advice, switches
 from fastvivit.train.step import train_step
 
@@ -88,8 +89,9 @@ def test_a_captioner_has_switches_of_its_own(captioning):
 
 
 def test_the_plan_is_asked(config):
-    lines = planned_advice(config, 10**7)
-    assert "predicted to need" in lines[0] and len(lines) > 1
+    known, other = (planned_advice(config, 10**7, gpu) for gpu in ("NVIDIA A100-SXM4-80GB", "NVIDIA X1"))
+    assert "predicted to need" in known[0] and len(known) > 1
+    assert known == advice(config, 10**7, device="a100") and other == advice(config, 10**7)
 
 
 def test_the_command_line(config, tmp_path, monkeypatch, capsys):
