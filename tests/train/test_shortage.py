@@ -7,8 +7,8 @@ import torch
 
 import fastvivit as fv
 from fastvivit.cli import main
-from fastvivit.train import OutOfMemory, fit, latest_checkpoint, loop
 from fastvivit.planning import advice
+from fastvivit.train import OutOfMemory, fit, latest_checkpoint, loop
 from fastvivit.train.shortage import is_shortage, planned_advice, switches
 from fastvivit.train.step import train_step
 
