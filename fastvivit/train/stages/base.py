@@ -30,8 +30,8 @@ class Stage(ABC):
     """One run's own part: data, model, loss, scores and report. ``fit`` has the loop, checkpoints and the journal.
 
     ``fit`` calls, in this order: the constructor, ``build``, ``prepare``, then ``backward`` for every batch and
-    ``evaluate`` now and then, ``report`` at the end. A mistake of the user's is best found before ``prepare``, which
-    is the first that may write.
+    ``evaluate`` now and then, ``finish`` and ``report`` at the end. A mistake of the user's is best found before
+    ``prepare``, which is the first that may write.
 
     Args:
         config: the run.
@@ -111,6 +111,10 @@ class Stage(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, *, last: bool) -> Scored | None:
         """Scores on the held-out clips, or None where there are none; ``last`` at the end of the run."""
+
+    @abstractmethod
+    def finish(self, folder: Path) -> None:
+        """Make the saved model fit for use, where a stage trains a part of it alone; rank 0 calls this at the end."""
 
     @abstractmethod
     def report(self, page: Page, evaluation: Any, *, drawable: bool) -> None:
