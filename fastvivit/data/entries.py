@@ -29,7 +29,7 @@ class Entries(Sequence[Entry]):
     memory of the whole. ``read_manifest`` makes it.
 
     Attributes:
-        captions: int64 (n,), how many each entry has.
+        captions: int32 (n,), how many each entry has.
         images: bool (n,), whether it is an image.
         paired: bool (n,), whether it names a twin.
     """
