@@ -200,9 +200,14 @@ def _facts(row: dict[str, Any]) -> tuple[int, bool, bool] | None:
         return None
     if twin is not None and (type(twin) is not str or not twin):
         return None
-    if start is not None and not (type(start) in _NUMBERS and 0 <= start < _PLAIN_SECONDS):
+    try:  # text: the cells of a CSV
+        begins = 0 if start is None else float(start) if type(start) is str else start
+        ends = float(end) if type(end) is str else end
+    except ValueError:
         return None
-    if end is not None and not (type(end) in _NUMBERS and (start or 0) < end < _PLAIN_SECONDS):
+    if type(begins) not in _NUMBERS or not 0 <= begins < _PLAIN_SECONDS:
+        return None
+    if end is not None and (type(ends) not in _NUMBERS or not begins < ends < _PLAIN_SECONDS):
         return None
     return len(captions), image, twin is not None
 

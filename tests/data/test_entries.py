@@ -89,6 +89,13 @@ def test_it_reads_like_a_list(tmp_path):
         found.captions[0] = 0
 
 
+def test_rows_that_were_no_json_are_kept_as_they_were():
+    rows, folders = EntryRows(), [Path("a.tar"), Path("b.tar")]
+    for place, row in enumerate(ODD):
+        rows.add(row, folders[place // 4])
+    assert rows.entries() == [by_hand(row, folders[place // 4]) for place, row in enumerate(ODD)]
+
+
 def test_what_is_changed_in_an_entry_changes_no_other(tmp_path):
     found = read_manifest(written(tmp_path / "odd.jsonl", ODD))
     found[2].extra["mood"].append("mine")
@@ -111,7 +118,26 @@ def test_pickled_it_is_little_more_than_its_text(tmp_path):
 def test_the_quick_look_accepts_nothing_that_is_wrong():
     """Random rows: refused in the same words as ``entry_of``, or taken for what it makes of them."""
     draw, absent, folder = random.Random(0), object(), Path("folder")
-    numbers = [absent] * 6 + [None, 0, -0.0, 1, 2.5, -1, True, "1", "x", 1e300, 2**60, float("nan"), float("inf"), [1]]
+    numbers = [absent] * 6 + [
+        None,
+        0,
+        -0.0,
+        1,
+        2.5,
+        -1,
+        True,
+        "1",
+        "2.5",
+        "-1",
+        "inf",
+        "nan",
+        "x",
+        1e300,
+        2**60,
+        float("nan"),
+        float("inf"),
+        [1],
+    ]
     values = {
         "video": ["a.mp4"] * 8 + [absent, absent, None, "", 3],
         "image": [absent] * 8 + [None, "", "b.png", "c.png"],
