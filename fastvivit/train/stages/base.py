@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastvivit.data import ClipDataset
 from fastvivit.data.dataset import Failure
+from fastvivit.data.groups import captions_of
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
@@ -67,7 +68,7 @@ class Stage(ABC):
     @property
     def captions(self) -> list[str]:
         """Every caption of the training samples."""
-        return [caption for dataset in self.sources for entry in dataset.entries for caption in entry.captions]
+        return [caption for dataset in self.sources for caption in captions_of(dataset.entries)]
 
     @abstractmethod
     def build(self, run: Path) -> nn.Module:
