@@ -114,9 +114,7 @@ def evaluate_captions(
                     written += zip([found[good[place]] for place in chosen], texts, strict=True)
     finally:
         model.train(training)
-    totals, counts, numbers, several, known = zip(
-        *ranks.gather((total, tokens, clips, written, failures)), strict=True
-    )
+    totals, counts, numbers, several, known = zip(*ranks.gather((total, tokens, clips, written, failures)), strict=True)
     total, tokens, clips = sum(totals), sum(counts), sum(numbers)
     for found in known:
         dataset.record_failures(found)

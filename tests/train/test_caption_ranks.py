@@ -26,10 +26,12 @@ def run(folder, *tasks, wanted=0):
 
 
 def same_weights(run, whole):
-    """What was trained is the same, to rounding; what was frozen, to the bit."""
+    """What was trained is the same, to rounding."""
     found, wanted = (load_file(out / "model" / "captioner.safetensors") for out in (run, whole))
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
+        if name.endswith("kv.bias"):  # softmax does not see that of the keys: Adam follows the rounding of a 0
+            found[name], tensor = found[name].chunk(2)[1], tensor.chunk(2)[1]
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
