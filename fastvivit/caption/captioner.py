@@ -23,6 +23,7 @@ from fastvivit.caption.media import Media
 from fastvivit.caption.texts import Targets, Texts
 from fastvivit.caption.vision import Vision
 from fastvivit.caption.writing import require_options, write
+from fastvivit.losses import mean_count
 from fastvivit.modules.clips import Keep
 from fastvivit.modules.cross import require_counts
 from fastvivit.modules.offload import HostOffload
@@ -232,6 +233,7 @@ class VideoCaptioner(nn.Module):
         prompts: str | Sequence[str] = "",
         keep: Keep = None,
         generator: torch.Generator | None = None,
+        gather: bool = False,
     ) -> Tensor:
         """The captioning loss, ``-log p(w_t | w_<t, video)`` averaged over the tokens of all texts (section 3.2).
 
@@ -243,6 +245,8 @@ class VideoCaptioner(nn.Module):
             prompts: what stands before each caption and is not learned; one for all, or B.
             keep: the tokens to keep instead.
             generator: source of randomness for ``mask_ratio``.
+            gather: take the mean over the tokens of every rank of the default process group. Each returns its share;
+                averaging gradients over ranks, as DDP does, gives those of one process.
 
         Returns:
             0-d float32.
@@ -258,7 +262,8 @@ class VideoCaptioner(nn.Module):
         media = self.look(video, 0.0 if keep is not None else mask_ratio, keep=keep, generator=generator)
         batch = self.texts.targets(prompts, texts, media.tokens.device, ended=True)
         require_tokens("texts", texts, batch.counts)
-        return self._losses(media, batch).mean()
+        losses = self._losses(media, batch)
+        return losses.sum() / mean_count(len(losses), losses.device, gather=True) if gather else losses.mean()
 
     def _losses(self, media: Media, batch: Targets) -> Tensor:
         """(M,) float32 loss of each target."""

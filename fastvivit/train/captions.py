@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ import torch
 from fastvivit import metrics
 from fastvivit.caption import VideoCaptioner, Vision
 from fastvivit.data import ClipDataset
+from fastvivit.data.dataset import Failure
 from fastvivit.data.groups import clips_of
 from fastvivit.train.evaluate import heldout_batches
 from fastvivit.train.progress import progress
+from fastvivit.train.ranks import Ranks
 from fastvivit.train.step import draw_masks
 from fastvivit.train.tables import MaskConfig
 
@@ -59,10 +62,12 @@ def evaluate_captions(
     max_new_tokens: int = 32,
     workers: int = 0,
     quiet: bool = True,
+    ranks: Ranks | None = None,
 ) -> CaptionEvaluation:
     """Score a captioner; it is left in the mode it was in. Greedy texts, so the same every time.
 
-    Entries of the same part of the same file are one clip, and the captions of all are its references.
+    Entries of the same part of the same file are one clip, and the captions of all are its references. Ranks of a run
+    share the clips, and each returns the whole.
 
     Args:
         model: it.
@@ -74,6 +79,7 @@ def evaluate_captions(
         max_new_tokens: most tokens of a text.
         workers: processes that decode.
         quiet: show no bar.
+        ranks: of the run; None is one.
 
     Raises:
         ValueError: a number out of range; no clip can be read.
@@ -81,16 +87,17 @@ def evaluate_captions(
     if describe < 0:
         raise ValueError(f"describe: wanted at least 0, got {describe}")
     device, mask = next(model.layers.parameters()).device, MaskConfig(ratio=0.0) if mask is None else mask
-    own = clips_of(dataset.entries)
+    own, ranks = clips_of(dataset.entries), ranks or Ranks()
     shown_of = set(list(own)[:: -(-len(own) // describe)]) if describe else set()
     training, total, tokens, clips = model.training, 0.0, 0, 0
-    entries: list[int] = []
-    texts: list[str] = []
+    written: list[tuple[int, str]] = []
+    failures: list[Failure] = []
     model.eval()
     try:
-        with progress(len(own), "held-out clips", "clip", quiet=quiet) as advance:
-            for batch, good in heldout_batches(dataset, batch_size, workers, wanted=list(own)):
+        with progress(-(-len(own) // ranks.size), "held-out clips", "clip", quiet=quiet) as advance:
+            for batch, good in heldout_batches(dataset, batch_size, workers, wanted=list(own), ranks=ranks):
                 advance(len(batch["index"]))
+                failures += batch["failures"]
                 if not good:
                     continue
                 found = batch["index"].tolist()
@@ -103,10 +110,17 @@ def evaluate_captions(
                 chosen = [place for place, row in enumerate(good) if found[row] in shown_of]
                 if chosen:
                     shown = Vision(vision.tokens[chosen], vision.mask[chosen])
-                    texts += model.generate(shown, prompt, max_new_tokens)
-                    entries += [found[good[place]] for place in chosen]
+                    texts = model.generate(shown, prompt, max_new_tokens)
+                    written += zip([found[good[place]] for place in chosen], texts, strict=True)
     finally:
         model.train(training)
+    totals, counts, numbers, several, known = zip(*ranks.gather((total, tokens, clips, written, failures)), strict=True)
+    total, tokens, clips = sum(totals), sum(counts), sum(numbers)
+    for found in known:
+        dataset.record_failures(found)
+    text_of = dict(chain(*several))
+    entries = [entry for entry in own if entry in text_of]
+    texts = [text_of[entry] for entry in entries]
     references = [list(own[entry].captions) for entry in entries]
     scores = {"loss": total / tokens, "clips": float(clips), "broken": float(len(own) - clips)}
     if texts:

@@ -148,6 +148,11 @@ class TrainConfig:
             )
         if self.stage in _CAPTIONING:
             self.memory.check_captioning(self.stage)
+            if self.run.parallel != "ddp":
+                raise ValueError(
+                    f"run.parallel: wanted 'ddp' in stage {self.stage!r}, whose frozen models are whole in every "
+                    f"process and whose trained layers are few, got {self.run.parallel!r}"
+                )
             if len(shares) > 1:
                 raise ValueError(f"data.sources: wanted one in stage {self.stage!r}, got {len(shares)}")
             return

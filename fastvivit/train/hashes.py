@@ -26,7 +26,11 @@ class FileHashes:
         self.memo = memo
         self._writable = True
         self._known: dict[tuple[str, int, int], str] = {}
-        for line in memo.read_text(encoding="utf-8").splitlines() if memo.is_file() else ():
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the memo again, for what other processes have noted since."""
+        for line in self.memo.read_text(encoding="utf-8").splitlines() if self.memo.is_file() else ():
             try:
                 row = json.loads(line)
                 self._known[row["path"], row["size"], row["mtime"]] = row["hash"]

@@ -92,8 +92,6 @@ def _fit(
     config: TrainConfig, out: Path, ranks: Ranks, device: torch.device, *, resume: bool, quiet: bool, name: str
 ) -> Path:
     stage = make_stage(config)
-    if not (ranks.alone or stage.spreads):
-        raise ValueError(f"stage: wanted one process for {config.stage!r}, got {ranks.size}")
     config = stage.config  # what was left out is said
     stage.ranks = ranks
     sampler = make_sampler(stage)
@@ -269,7 +267,7 @@ class _Run:
             "versions": {"fastvivit": fastvivit.__version__, "torch": torch.__version__},
         }
         self.journal.sync()  # first: a resumed run appends to the lines up to its checkpoint
-        if self.frozen is None and isinstance(self.model, VideoCaptioner):
+        if self.frozen is None and self.ranks.first and isinstance(self.model, VideoCaptioner):
             self.frozen = frozen_hashes(self.model)  # once: they don't change, and may be billions of weights
         save_checkpoint(
             self.out,

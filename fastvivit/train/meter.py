@@ -70,7 +70,7 @@ class Meter:
             ``mfu`` where there is one; ``memory_peak``, bytes allocated at most since the run began: on a GPU by its
             tensors, on a CPU by the process.
         """
-        ranks = self._stage.ranks.size  # each has taken as many
+        ranks = self._stage.ranks.size  # each has taken as many, or of a Vision about so
         clips = ranks * sum(len(batch["caption"]) for batch in batches)
         masks = self._stage.config.masks
         tokens = ranks * sum(self._count(batch["video"], masks[batch["source"]]) for batch in batches)

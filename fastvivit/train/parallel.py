@@ -36,11 +36,17 @@ def spread(model: nn.Module, how: str, ranks: Ranks) -> None:
     """
     if ranks.alone:
         return
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, 0)
+    copy_from_first(model, ranks)
     if how == "fsdp":
         _shard(model)
+
+
+@torch.no_grad()
+def copy_from_first(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the weights of rank 0, whole."""
+    if not ranks.alone:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, 0)
 
 
 class _Layers(nn.Module):

@@ -10,7 +10,8 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 _Found = TypeVar("_Found")
+_LONG = timedelta(days=365)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,19 @@ class Ranks:
         """Wait for all ranks."""
         if not self.alone:
             dist.barrier(group=self.group)
+
+    @contextmanager
+    def patient(self) -> Iterator[Ranks]:
+        """The same ranks for work that keeps some of them waiting: for as long as it takes, and not half an hour.
+
+        A rank that is gone ends the wait, too. One that hangs does not, so a step's words have the other group.
+        """
+        if self.alone:
+            yield self
+            return
+        group = dist.new_group(backend="gloo", timeout=_LONG)
+        yield replace(self, group=group)
+        dist.destroy_process_group(group)  # not after an error: it may wait for the others
 
 
 @contextmanager

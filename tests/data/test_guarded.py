@@ -325,7 +325,8 @@ def test_neither_memory_nor_files_grow_over_200_files(reader, clip, broken):
     child = pid_of(reader)
     before = files(child), files(os.getpid())
     taken += [some() for _ in range(4)]
-    assert pid_of(reader) == child and (files(child), files(os.getpid())) == before
+    # What other tests have left may be closed meanwhile.
+    assert pid_of(reader) == child and files(child) == before[0] and files(os.getpid()) <= before[1]
     # The allocator takes a few MB more now and then, a leak takes some in every round of 200 files.
     assert min(after - before for before, after in zip(taken, taken[1:], strict=False)) < 500  # kB
 

@@ -280,14 +280,14 @@ def words() -> None:
     raise AssertionError("the error stayed with rank 0")
 
 
-def main(job: str) -> None:
+def main(job: str, functions: dict) -> None:
     """Do all tasks of a job."""
     torch.set_num_threads(1)
     for name, arguments in json.loads(Path(job).read_text()):
-        globals()[name](**arguments)
+        functions[name](**arguments)
     if dist.is_initialized():  # a run that failed leaves it so
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], globals())

@@ -280,3 +280,11 @@ def test_unreadable_files(tmp_path):
         TrainConfig.from_toml(tmp_path / "absent.toml")
     with pytest.raises(ValueError, match="can't be read as TOML"):
         TrainConfig.from_toml(toml(tmp_path, "steps = "))
+
+
+@pytest.mark.parametrize("stage", ["video_to_text", "finetune"])
+def test_parts_of_a_captioner_are_refused(stage):
+    fields = {"stage": stage, "steps": 20000, "start": "run", "data": {"train": "clips.jsonl"}}
+    assert TrainConfig.from_dict(fields).run.parallel == "ddp"
+    with pytest.raises(ValueError, match=f"run.parallel: wanted 'ddp' in stage '{stage}', whose frozen models"):
+        TrainConfig.from_dict(fields | {"run": {"parallel": "fsdp"}})

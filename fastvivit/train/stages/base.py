@@ -46,11 +46,9 @@ class Stage(ABC):
         remarks: what a person should be told before the first step.
         headline: the held-out score by which steps are compared, and whether more of it is better.
         ranks: the processes of the run; ``fit`` sets it.
-        spreads: whether several processes can share a step, each with its part of every batch.
     """
 
     headline: tuple[str, bool] = ("loss", False)
-    spreads = False
 
     def __init__(self, config: TrainConfig, encoder: ViViTConfig) -> None:
         self.config, self.ranks = config, Ranks()
@@ -80,7 +78,7 @@ class Stage(ABC):
 
     @abstractmethod
     def prepare(self, model: nn.Module, run: Path, *, quiet: bool) -> None:
-        """Do long work before the first step, on the model's device.
+        """Do long work before the first step, on the model's device; all ranks call this, and end with the same.
 
         It may write to the run's folder, and goes on where it was if it is called again after a kill.
         """

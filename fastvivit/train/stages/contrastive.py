@@ -32,7 +32,6 @@ class Contrastive(Stage):
     """A dual encoder, symmetric InfoNCE; scored by retrieval. Its stages differ in what they begin with and train."""
 
     headline = ("t2v_r1", True)
-    spreads = True
 
     def __init__(self, config: TrainConfig) -> None:
         if config.start is None and config.tuning.method != "all":  # what is frozen would stay as it was drawn

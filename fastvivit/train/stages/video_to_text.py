@@ -19,9 +19,11 @@ from fastvivit.train.captions import CaptionEvaluation, evaluate_captions, see
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.language import learn_captions, save_language
 from fastvivit.train.page import Page, Strip
+from fastvivit.train.parallel import copy_from_first
+from fastvivit.train.ranks import Ranks
 from fastvivit.train.report import some_frames
+from fastvivit.train.sharing import build_shared
 from fastvivit.train.stages.base import Stage
-from fastvivit.train.step import autocast
 from fastvivit.train.vision import VisionCache, VisionDataset
 
 VISION = "vision"
@@ -58,28 +60,39 @@ class VideoToText(Stage):
         return build_captioner(self.config, self._start, run, self.captions)
 
     def prepare(self, model: VideoCaptioner, run: Path, *, quiet: bool) -> None:
-        """A language model from scratch learns the captions as text; clips are encoded, where they are kept."""
-        config, self._quiet = self.config, quiet
-        scratch = config.stage == "video_to_text" and config.language.folder is None
-        if scratch and not (run / LANGUAGE).is_dir():
-            learn_captions(
-                model.lm,
-                model.texts,
-                self.captions,
-                prompt=config.captions.prompt,
-                steps=config.language.pretrain_steps,
-                lr=config.language.pretrain_lr,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                quiet=quiet,
-            )
-            save_language(model.lm, model.tokenizer, run / LANGUAGE)
-        if config.vision.cache:
-            cache = self._cache(model, run)
-            self.sources = [self._cached(cache, self.sources[0], config.vision.masks)]
-            self.failures = list(self.sources[0].known)
-            if self.heldout is not None:
-                self.heldout = self._cached(cache, self.heldout, 1)
+        """A language model from scratch learns the captions as text; clips are encoded, where they are kept.
+
+        The first is rank 0's work, the second that of all.
+        """
+        config, self._quiet = self.config, quiet or not self.ranks.first
+        with self.ranks.patient() as ranks:
+            if ranks.lead(lambda: self._learn(model, run)):
+                copy_from_first(model.lm, ranks)
+            if config.vision.cache:
+                cache = self._cache(model, run)
+                self.sources = [self._cached(cache, self.sources[0], config.vision.masks, ranks)]
+                self.failures = list(self.sources[0].known)
+                if self.heldout is not None:
+                    self.heldout = self._cached(cache, self.heldout, 1, ranks)
+
+    def _learn(self, model: VideoCaptioner, run: Path) -> bool:
+        """Whether there was a language model from scratch that had to learn its captions first."""
+        config = self.config
+        if config.stage != "video_to_text" or config.language.folder is not None or (run / LANGUAGE).is_dir():
+            return False
+        learn_captions(
+            model.lm,
+            model.texts,
+            self.captions,
+            prompt=config.captions.prompt,
+            steps=config.language.pretrain_steps,
+            lr=config.language.pretrain_lr,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            quiet=self._quiet,
+        )
+        save_language(model.lm, model.tokenizer, run / LANGUAGE)
+        return True
 
     def _cache(self, model: VideoCaptioner, run: Path) -> VisionCache:
         config = self.config
@@ -94,11 +107,13 @@ class VideoToText(Stage):
             precision=config.run.precision,
         )
 
-    def _cached(self, cache: VisionCache, clips: ClipDataset, masks: int) -> VisionDataset:
+    def _cached(self, cache: VisionCache, clips: ClipDataset, masks: int, ranks: Ranks) -> VisionDataset:
         config = self.config
-        failures = cache.build(
+        failures = build_shared(
+            cache,
             clips.entries,
             masks,
+            ranks=ranks,
             batch_size=min(config.batch_size, 8),
             workers=config.data.workers,
             quiet=self._quiet,
@@ -111,24 +126,26 @@ class VideoToText(Stage):
         """The captioning loss of the clips under their masks."""
         (batch,) = batches
         vision: Vision = see(model, batch, self.config.mask, device)
-        return {"loss": model(vision, batch["caption"], prompts=self.config.captions.prompt)}
+        gather, prompt = not self.ranks.alone, self.config.captions.prompt
+        return {"loss": model(vision, batch["caption"], prompts=prompt, gather=gather)}
 
     def evaluate(self, model: VideoCaptioner, *, last: bool) -> CaptionEvaluation | None:
         """The captioning loss of the held-out clips, each under one mask; at the end texts, too."""
         if self.heldout is None:
             return None
         config = self.config
-        with autocast(config.run.precision, next(model.layers.parameters()).device):
+        with self.autocast(next(model.layers.parameters()).device):
             return evaluate_captions(
                 model,
                 self.heldout,
-                batch_size=config.batch_size,
+                batch_size=config.batch_size // self.ranks.size,
                 mask=config.mask,
                 prompt=config.captions.prompt,
                 describe=config.captions.describe if last else 0,
                 max_new_tokens=config.captions.max_new_tokens,
                 workers=config.data.workers,
                 quiet=self._quiet,
+                ranks=self.ranks,
             )
 
     def finish(self, folder: Path) -> None:
