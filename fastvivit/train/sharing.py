@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvivit.data import Entry
 from fastvivit.data.dataset import Failure
-from fastvivit.data.manifest import clips_of
+from fastvivit.data.groups import clips_of
 from fastvivit.train.ranks import Ranks
 from fastvivit.train.vision import VisionCache
 
