@@ -63,20 +63,27 @@ def memory_of(step: Step, device: Device | None) -> Memory:
     """
     if not step.chunked:
         return _at_peak(step, device, None)
-    return max((_at_peak(step, device, index) for index in range(len(step.each))), key=lambda found: found.total)
+    last, found = len(step.each) - 1, []
+    for index, one in enumerate(step.each):
+        if index == last and step.parts:
+            found.append(_at_peak(step, device, index, very_last=True))
+        if index < last or one.chunked:
+            found.append(_at_peak(step, device, index))
+    return max(found, key=lambda memory: memory.total)
 
 
-def _at_peak(step: Step, device: Device | None, only: int | None) -> Memory:
-    """Where most is alive in a pass: of all parts at once, or in the chunks of one."""
+def _at_peak(step: Step, device: Device | None, only: int | None, *, very_last: bool = False) -> Memory:
+    """Where most is alive in a pass: of all parts at once, or in the chunks of one.
+
+    The very last chunk of a step has its backward first: it finds no gradients, and the prefix of all others waits.
+    """
     found, taken = simulate(step, only), step.each if only is None else step.each[only : only + 1]
-    trace, grown = found.trace.at(*(one.passes for one in taken)), found.trace.grown(*(one.passes for one in taken))
-    if only is not None and _stored(step, only):
-        start = len(trace.ops()) - len(trace.after(f"video {step.first_trained}").ops())
-    else:
-        start = 0
-    ops, grown = trace.ops()[start:], grown[start:]
-    # The last chunk of all goes first, and finds no gradients; there are others where it is not the only one.
-    later = only is not None and not (step.parts and only == len(step.each) - 1 and taken[0].passes == taken[0].batch)
+    clips = [one.passes for one in taken]
+    ops, grown = found.trace.at(*clips).ops(), found.trace.grown(*clips)
+    if not very_last and only is not None and _stored(step, only):
+        start = len(ops) - len(found.trace.two.after(f"video {step.first_trained}").ops())
+        ops, grown = ops[start:], grown[start:]
+    later = only is not None and not very_last
     at = int((ops[:, ALIVE] - ops[:, GRADIENTS] if later else ops[:, ALIVE]).argmax())
     gradients = int(ops[at, GRADIENTS])
     return Memory(
@@ -85,7 +92,7 @@ def _at_peak(step: Step, device: Device | None, only: int | None) -> Memory:
         optimiser=int(STATE_BYTES[step.states] * found.trainable),
         activations=int(grown[at]),
         batch=_batch(step, only),
-        prefix=_waiting(step, only),
+        prefix=_waiting(step, only, very_last),
         casts=int(ops[at, ALIVE]) - gradients - int(grown[at]),
         kernels=0 if device is None else kernels(step, taken, device),
     )
@@ -96,22 +103,18 @@ def _stored(step: Step, index: int) -> bool:
     return step.stored and step.each[index].ahead > 0
 
 
-def _waiting(step: Step, only: int | None) -> int:
-    """Bytes that wait for their second pass when the first chunk of a part has it."""
+def _waiting(step: Step, only: int | None, very_last: bool) -> int:
+    """Bytes that wait for their second pass when the first chunk of a part has it, or the very last one of all."""
     if only is None or not step.stored:
         return 0
-    here, last = step.each[only], len(step.each) - 1
+    chunks = [one.passes * _row_bytes(one) * _stored(step, i) for i, one in enumerate(step.each)]
     if step.prefix == "host":
         # The chunk that is fetched while this one is worked on.
-        return here.passes * _row_bytes(here) if _stored(step, only) else 0
-    waiting = sum(one.batch * _row_bytes(one) for i, one in enumerate(step.each) if i >= only and _stored(step, i))
+        return 0 if very_last else chunks[only]
+    first = 0 if very_last else only
+    waiting = sum(one.batch * _row_bytes(one) for i, one in enumerate(step.each) if i >= first and _stored(step, i))
     # The last chunk goes at once, and is not stored; the rows of another are in the store, and were counted above.
-    taken = [step.each[i] for i in (last, only) if _stored(step, i)]
-    waiting -= sum(one.passes * _row_bytes(one) for one in taken)
-    if only == last:  # where it has one chunk alone, those of the other parts wait for all of it
-        others = sum(one.batch * _row_bytes(one) for i, one in enumerate(step.each) if i < last and _stored(step, i))
-        return others if here.passes == here.batch else max(waiting, 0)
-    return max(waiting, 0)
+    return max(waiting - chunks[-1] - (0 if very_last else chunks[only]), 0)
 
 
 def _row_bytes(one: Step) -> int:

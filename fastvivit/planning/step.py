@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.vivit import GROUPS
@@ -198,3 +199,10 @@ def text_of(given: str | TextSize | None) -> TextSize | None:
     if given not in TEXTS:
         raise ValueError(f"text: wanted one of {', '.join(map(repr, TEXTS))} or a TextSize, got {given!r}")
     return TEXTS[given]
+
+
+def set_each(step: Step, **changes: Any) -> dict[str, Any]:
+    """What is to change of a step, so that fields of it change in every part of a mixed batch."""
+    if not step.parts:
+        return changes
+    return {"parts": tuple(replace(part, **changes) for part in step.parts)}
