@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from fastvivit.models import ViViTConfig
@@ -96,16 +95,14 @@ class Step:
             raise ValueError("config: wanted an encoder that pools, got one with pool=None")
         if any(part.batch < 1 for part in self.parts) or self.batch < len(self.parts):
             raise ValueError(f"batch: wanted at least one sample for each of {len(self.parts)} parts, got {self.batch}")
-        if self.parts:
-            assert self.each, "parts are checked as they are made"
+        # Made at once, since what is wrong with a part is found as it is made.
+        object.__setattr__(self, "_apart", self._parts_alone() if self.parts else ())
 
-    @cached_property
-    def _alone(self) -> tuple[Step, ...]:
-        settings = {"parts": (), "mask_ratio": 0.0, "images": False, "pixels": "clips"}
+    def _parts_alone(self) -> tuple[Step, ...]:
         found = []
         for part, batch in zip(self.parts, shared(self.batch, self.parts), strict=True):
-            settings |= {"mask_ratio": part.mask_ratio, "images": part.images, "pixels": part.pixels}
-            found.append(replace(self, batch=batch, **settings))
+            settings = {"mask_ratio": part.mask_ratio, "images": part.images, "pixels": part.pixels}
+            found.append(replace(self, parts=(), batch=batch, **settings))
         longest = max((one.tokens for one in found if not one.images), default=0)
         # The rule of ``memory.chunk``: fastvivit.train.stages.contrastive.
         return tuple(
@@ -115,7 +112,7 @@ class Step:
     @property
     def each(self) -> tuple[Step, ...]:
         """The parts as steps of their own, with their samples and their chunk; of a batch that is not mixed, itself."""
-        return self._alone if self.parts else (self,)
+        return self._apart or (self,)
 
     @property
     def trains_images(self) -> bool:

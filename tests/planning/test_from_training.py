@@ -108,9 +108,8 @@ def test_one_source_is_no_mixed_batch_and_may_be_images(tmp_path):
     )
     found = fv.plan(config)
     assert found.step.images and not found.step.parts and found.tokens == 16 and not found.notes
-    later = fv.train.TrainConfig.for_stage(
-        "images", steps=9, data={"train": "later.jsonl"}, schedule={"warmup": 1}, model=CFG, text=TEXT
-    )
+    images = {"stage": "images", "steps": 9, "schedule": {"warmup": 1}, "data": {"train": "later.jsonl"}}
+    later = fv.train.TrainConfig.for_stage(**images, model=CFG, text=TEXT)
     settings, notes = settings_of(later)
     assert settings["images"] and not notes
 

@@ -108,6 +108,7 @@ def test_the_peak_is_that_of_a_real_step(name):
     step = mixed(**SETTINGS[name])
     memory = memory_of(step, None)
     assert memory.total - memory.optimiser == pytest.approx(real_peak(step), rel=0.05)
+    assert memory.gradients <= memory.optimiser // 2 and memory.casts >= 0
 
 
 def test_both_paths_are_trained_and_counted():
@@ -164,6 +165,8 @@ def test_shares_add_up_and_stay():
     assert [sum(shared(n, uneven)) for n in (3, 4, 10)] == [3, 4, 10] and min(shared(3, uneven)) == 1
     with pytest.raises(ValueError, match="batch: wanted at least one sample for each of 2 parts, got 1"):
         mixed(batch=1)
+    with pytest.raises(ValueError, match="mask_ratio: wanted 0 <= ratio < 1, got 2"):
+        mixed(parts=(CLIPS, replace(IMAGES, mask_ratio=2)))
     with pytest.raises(ValueError, match="images: wanted a config with images=True"):
         Step(config=CFG.replace(images=False), batch=16, parts=(CLIPS, IMAGES))
 
@@ -199,7 +202,7 @@ def test_every_switch_does_what_it_says():
     (masked,) = (turned_by(step, [s]) for s in found if s.field == "mask_ratio of clips")
     assert [one.mask_ratio for one in masked.each] == [0.75, 0.25]
     whole = {switch.field: switch for switch in switches(replace(step, chunk=0), H100, 10**9)}
-    assert whole["memory.chunk"].changes["chunk"] <= 60
+    assert whole["memory.chunk"].changes["chunk"] < 100
     assert {one.pixels for one in turned_by(step, [whole["packed shards (fastvivit data pack)"]]).each} == {"tubelets"}
 
 
