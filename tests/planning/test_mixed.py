@@ -96,7 +96,7 @@ SETTINGS = {
     "chunks, last 1, many clips": {
         "chunk": 2,
         "tuning": "last_1",
-        "parts": (replace(CLIPS, batch=60), IMAGES),
+        "parts": (replace(CLIPS, batch=160), IMAGES),
     },
     "chunks, last 1, images first": {"chunk": 2, "tuning": "last_1", "parts": (IMAGES, replace(CLIPS, batch=60))},
     "one chunk each": {"chunk": 6},
