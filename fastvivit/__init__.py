@@ -37,6 +37,7 @@ __all__ = [
     "ViViTConfig",
     "Vision",
     "accelerate",
+    "contrastive",
     "data",
     "evaluation",
     "from_hf_videomae",
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 # Loaded when first used: `import fastvivit` needs torch and nothing else.
-_LAZY = {name: f"fastvivit.{name}" for name in ("data", "evaluation", "hf", "modular", "train", "tune")}
+_LAZY = {name: f"fastvivit.{name}" for name in ("contrastive", "data", "evaluation", "hf", "modular", "train", "tune")}
 _LAZY_NAMES = dict.fromkeys(
     ("ImportReport", "from_hf_videomae", "from_hf_vivit", "from_image_vit"), "fastvivit.convert"
 )

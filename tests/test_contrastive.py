@@ -1,8 +1,6 @@
 """Chunked contrastive steps against the batch in one piece, in float64."""
 
 import copy
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -15,6 +13,7 @@ from benchmarks.accounting import Ledger
 from fastvivit import _chunks, tune
 from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive_losses
 from fastvivit.modules.clips import draw_keep
+from tests.processes import run_two_ranks
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -394,25 +393,11 @@ for loss in ("infonce", "siglip"):
     for name, gradient in gradients(model).items():
         dist.all_reduce(gradient)
         torch.testing.assert_close(gradient / 2, wanted[name], msg=lambda text: f"{name}: {text}")
-dist.barrier()
-dist.destroy_process_group()
-sys.stdout.write("same"), sys.stdout.flush()
-os._exit(0)  # gloo's threads now and then outlive the interpreter, and abort it
 """
 
 
 def test_two_processes_are_as_one(tmp_path):
-    command = [sys.executable, "-c", TWO_RANKS]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    ranks = [subprocess.Popen([*command, str(r), str(tmp_path / "store")], **pipes) for r in (0, 1)]
-    try:
-        for process in ranks:
-            said, errors = process.communicate(timeout=120)
-            assert (process.returncode, said) == (0, b"same"), errors.decode()
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
+    run_two_ranks(TWO_RANKS, tmp_path)
 
 
 def test_bad_arguments_are_errors_that_name_them():

@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastvivit
+from fastvivit.train.build import scratch_tower
+from fastvivit.train.tables import TextConfig
 from tests.test_examples import folders
 from tests.tiny_captioner import make_dual
 
@@ -118,6 +121,23 @@ def test_code_of_the_readme_runs(heading):
     code = code_of(heading)
     # The shapes are what is shown, not the size of the model: a tiny one says the same in less time.
     exec(code.replace("ViViTConfig.base(", "ViViTConfig.tiny(depth=1, "), {})
+
+
+def test_a_batch_in_chunks_and_a_plan_as_the_readme_says(capsys):
+    pytest.importorskip("transformers")
+    text = (ROOT / "README.md").read_text()
+    part = text[text.index("## Long video on one GPU") : text.index("## Video to text")]
+    step, plan = re.findall(r"```python\n(.*?)```", part, re.DOTALL)
+    cfg = fastvivit.ViViTConfig.tiny(depth=1, frames=4, size=32)
+    tower = scratch_tower(TextConfig(width=16, depth=1, heads=2), ["a clip"])
+    model = fastvivit.VideoTextModel(fastvivit.ViViT(cfg), tower, dim=8)
+    clips = torch.randint(256, (10, 3, 4, 32, 32), dtype=torch.uint8)
+    keep = fastvivit.functional.random_keep(10, cfg.tokens, mask_ratio=0.75)
+    names = {"model": model, "clips": clips, "captions": ["a clip"] * 10, "keep": keep}
+    exec(step, names)
+    assert names["values"]["loss"] > 0 and all(p.grad is not None for p in model.video.blocks.parameters())
+    exec(plan, {})
+    assert "of 80.0 GB: fits" in capsys.readouterr().out
 
 
 def test_training_is_called_as_the_readme_says():

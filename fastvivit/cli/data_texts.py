@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvivit.data import write_manifest
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.rows import row_text
 from fastvivit.data.synthetic import NewTexts
 from fastvivit.data.synthetic.result import read_source

@@ -33,7 +33,8 @@ def long_section(page: Page, long: LongOutcome) -> None:
         "time, the loss over all."
     )
     page.table(
-        ["model", *_COLUMNS.values()], [[name, *(f"{value:.1f} %" for value in values)] for name, values in _rows(long)]
+        ["model", *(column.replace("->", "→") for column in _COLUMNS.values())],
+        [[name, *(f"{value:.1f} %" for value in values)] for name, values in _rows(long)],
     )
     page.plot(curves({LONG: long.metrics}, "loss"), "Loss by step of the last stage")
     entry, frames = long.dataset.entries[0], LONG_FRAMES // 4

@@ -53,8 +53,8 @@ def write_demo_report(out: Path, outcome: Outcome, long: LongOutcome) -> Path:
         "Every clip shows two handwritten digits, one after the other, each moving one way. Its twin has "
         "the halves swapped: exactly the same set of frames, another caption. Two small encoders learned to "
         f"match clips and captions from mp4 files, with {first.config.mask.ratio:.0%} of the tokens of a "
-        "training clip dropped before they are embedded. The handwriting of the held-out clips was never "
-        "trained on."
+        "training clip dropped before they are embedded. The video-first one had begun with stills of single digits, "
+        "and met more of them beside its clips. The handwriting of the held-out clips was never trained on."
     )
     page.table(["model", "what it sees"], list(MODELS.items()))
     page.heading("Scores on held-out clips")

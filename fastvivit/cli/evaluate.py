@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,7 +121,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
+def _first(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
     """The first entries, without the twins that are not among them."""
     chosen = entries[:limit]
     files = {entry.video for entry in chosen}
@@ -192,7 +192,7 @@ def _reading(options: Evaluate, setup: Any, known: float | None, clips: int) -> 
 
 
 def _compare(
-    options: Evaluate, task: str, systems: dict[str, Any], entries: list[Entry], mask: float, reading: Reading
+    options: Evaluate, task: str, systems: dict[str, Any], entries: Sequence[Entry], mask: float, reading: Reading
 ) -> Comparison:
     return compare_systems(
         systems,

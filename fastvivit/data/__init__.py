@@ -3,10 +3,13 @@
 from fastvivit.data.container import VideoError, VideoInfo, probe
 from fastvivit.data.dataset import ClipDataset, Failure, collate
 from fastvivit.data.digits import DigitsConfig, make_clip, write_digits, write_stills
+from fastvivit.data.entries import Entries
+from fastvivit.data.entry import Entry
+from fastvivit.data.groups import one_a_clip
 from fastvivit.data.guarded import DecoderDied, DecoderTimeout, GuardedReader
 from fastvivit.data.images import read_image
 from fastvivit.data.imports import ImportResult, import_annotations
-from fastvivit.data.manifest import Entry, one_a_clip, read_manifest, write_manifest
+from fastvivit.data.manifest import read_manifest, write_manifest
 from fastvivit.data.mix import Draw, Mix, MixSampler
 from fastvivit.data.quarantine import Quarantine
 from fastvivit.data.sampler import EpochSampler
@@ -25,6 +28,7 @@ __all__ = [
     "DecoderTimeout",
     "DigitsConfig",
     "Draw",
+    "Entries",
     "Entry",
     "EpochSampler",
     "Failure",

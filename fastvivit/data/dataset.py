@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastvivit.data.container import VideoError
+from fastvivit.data.entry import Entry
+from fastvivit.data.groups import check_captioned, files_of, kinds_of, twins_of
 from fastvivit.data.guarded import GuardedReader
 from fastvivit.data.images import read_image
-from fastvivit.data.manifest import Entry, check_captioned, read_manifest, twins_of
+from fastvivit.data.manifest import entries_of
 from fastvivit.data.quarantine import Quarantine
 from fastvivit.data.seeds import sample_seed
 from fastvivit.data.video import check_clip, decoder_threads, read_clip
@@ -93,10 +95,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         decoder_threads(threads)
         if on_error not in ("replace", "raise"):
             raise ValueError(f"on_error: wanted 'replace' or 'raise', got {on_error!r}")
-        self.entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
+        self.entries = entries_of(source)
         if not self.entries:
             raise ValueError("source: wanted at least one entry, got none")
-        kinds = {entry.kind for entry in self.entries}
+        kinds = kinds_of(self.entries)
         if len(kinds) > 1:
             raise ValueError("source: wanted clips or images, got both; give them as two sources")
         check_captioned(self.entries)
@@ -229,8 +231,9 @@ def read_entry(
 
 def _known(entries: Sequence[Entry], quarantine: Quarantine | str | os.PathLike[str]) -> tuple[Failure, ...]:
     bad = quarantine if isinstance(quarantine, Quarantine) else Quarantine(quarantine)
-    reasons = ((index, bad.reason(entry)) for index, entry in enumerate(entries))
-    return tuple(Failure(index, str(entries[index].video), reason) for index, reason in reasons if reason is not None)
+    suspects = [index for index, file in enumerate(files_of(entries)) if bad.names(file)] if len(bad) else []
+    found = ((index, entries[index], bad.reason(entries[index])) for index in suspects)
+    return tuple(Failure(index, str(entry.video), reason) for index, entry, reason in found if reason is not None)
 
 
 def stack_clips(videos: Sequence[Tensor]) -> Tensor | list[Tensor]:

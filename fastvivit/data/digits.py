@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastvivit.data.manifest import Entry, write_manifest
+from fastvivit.data.entry import Entry
+from fastvivit.data.manifest import write_manifest
 from fastvivit.data.writer import write_clip, write_image
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastvivit._folders import file_written_whole
-from fastvivit.data.manifest import Entry, written_path
+from fastvivit.data.entry import Entry
+from fastvivit.data.manifest import written_path
 from fastvivit.data.rows import row_text
 
 QUARANTINE = "quarantine.jsonl"
@@ -53,6 +54,7 @@ class Quarantine:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._bad: dict[tuple[str, Any], Bad] = {}
+        self._files: set[str] = set()
         data = self.path.read_bytes() if self.path.exists() else b""
         self._bytes = data.rfind(b"\n") + 1  # what follows was cut off
         for number, line in enumerate(data[: self._bytes].splitlines(), 1):
@@ -60,7 +62,7 @@ class Quarantine:
                 bad = self._parsed(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path}:{number}: wanted a line of a quarantine: {error!r}") from None
-            self._bad[_text(bad.video), bad.part] = bad
+            self._note(bad)
 
     def __len__(self) -> int:
         """How many lines there are."""
@@ -76,6 +78,10 @@ class Quarantine:
         bad = self._bad.get((name, None)) or self._bad.get((name, _part(entry)))
         return None if bad is None else bad.reason
 
+    def names(self, file: str) -> bool:
+        """Whether anything is known against a file, by its absolute path, or a part of it."""
+        return file in self._files
+
     def add(self, entry: Entry, reason: str, *, whole: bool = False) -> bool:
         """Note an entry, unless it is noted already.
 
@@ -88,8 +94,8 @@ class Quarantine:
             Whether there is a new line.
         """
         bad = bad_of(entry, reason, whole=whole)
-        name, part = str(bad.video), bad.part
-        if (name, None) in self._bad or (name, part) in self._bad:
+        name = str(bad.video)
+        if (name, None) in self._bad or (name, bad.part) in self._bad:
             return False
         with self.path.open("ab") as file:
             file.truncate(self._bytes)
@@ -97,8 +103,13 @@ class Quarantine:
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()
-        self._bad[name, part] = bad
+        self._note(bad)
         return True
+
+    def _note(self, bad: Bad) -> None:
+        name = _text(bad.video)
+        self._bad[name, bad.part] = bad
+        self._files.add(name)
 
     def _parsed(self, row: dict[str, Any]) -> Bad:
         kind = "image" if "image" in row else "video"

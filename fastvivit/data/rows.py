@@ -37,15 +37,20 @@ def rows_of(file: Path, what: str = "manifest") -> Iterator[tuple[int, dict[str,
     Raises:
         ValueError: no such file, not UTF-8, or a line that is none; file and line are named.
     """
+    return ((line, row) for line, row, _ in lines_of(file, what))
+
+
+def lines_of(file: Path, what: str = "manifest") -> Iterator[tuple[int, dict[str, Any], str | None]]:
+    """As ``rows_of``, each with its line of JSON besides; None of a CSV."""
     if not file.is_file():
         raise ValueError(f"{what}: wanted a JSONL or CSV file, no such file: {file}")
     try:
-        yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(file)
+        yield from (_csv_lines if file.suffix.lower() == ".csv" else _json_lines)(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: wanted UTF-8 text: {error}") from None
 
 
-def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
     with file.open(encoding="utf-8-sig") as stream:
         for line, text in enumerate(stream, 1):
             if not text.strip():
@@ -56,10 +61,10 @@ def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{file}:{line}: wanted one JSON object a line: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{file}:{line}: wanted a JSON object, got {type(row).__name__}")
-            yield line, row
+            yield line, row, text
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_lines(file: Path) -> Iterator[tuple[int, dict[str, Any], None]]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
@@ -67,6 +72,6 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 line = reader.line_num
                 if None in row or None in row.values():
                     raise ValueError(f"{file}:{line}: wanted {len(reader.fieldnames)} cells, as in line 1")
-                yield line, {name: cell for name, cell in row.items() if cell != ""}
+                yield line, {name: cell for name, cell in row.items() if cell != ""}, None
         except csv.Error as error:
             raise ValueError(f"{file}:{reader.line_num}: wanted CSV: {error}") from None

@@ -64,7 +64,7 @@ class EpochSampler(Sampler[list[int]]):
         self.shuffle, self.drop_last, self.pair_twins = shuffle, drop_last, pair_twins
         self.epoch = 0
         self.next_batch = 0
-        self._pairs, self._singles = _units(source.twin_indices()) if pair_twins else ([], [])
+        self._pairs, self._singles = _units(source.twin_indices()) if pair_twins else (None, None)
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -133,24 +133,23 @@ class EpochSampler(Sampler[list[int]]):
             return shuffled(torch.arange(self.length))
         # Everything moves in pairs, so none is ever cut by the edge of an even batch; one that is left over
         # comes last, and is another one in every epoch.
-        singles = shuffled(torch.tensor(self._singles, dtype=torch.int64))
+        singles = shuffled(self._singles)
         even = len(singles) // 2 * 2
-        pairs = torch.tensor(self._pairs, dtype=torch.int64).reshape(-1, 2)
-        pairs = shuffled(torch.cat([pairs, singles[:even].reshape(-1, 2)]))
+        pairs = shuffled(torch.cat([self._pairs, singles[:even].reshape(-1, 2)]))
         return torch.cat([pairs.flatten(), singles[even:]])
 
 
-def _units(twins: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Split samples into pairs of twins and those without (-1)."""
-    pairs, singles = [], []
-    for index, twin in enumerate(twins):
-        if twin < 0:
-            singles.append(index)
-        elif twin == index or twins[twin] != index:
-            raise ValueError(
-                f"twin: wanted two samples that name each other, but sample {index} names {twin} and "
-                f"sample {twin} names {twins[twin]}"
-            )
-        elif index < twin:
-            pairs.append((index, twin))
-    return pairs, singles
+def _units(twins: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Split samples into (n, 2) pairs of twins and (m,) those without (-1)."""
+    twin = torch.as_tensor(twins, dtype=torch.int64)
+    own = torch.arange(len(twin))
+    paired = twin >= 0
+    back = torch.where(paired, twin[twin.clamp(min=0)], -1)
+    if (wrong := (paired & ((twin == own) | (back != own))).nonzero()).numel():
+        index = int(wrong[0])
+        raise ValueError(
+            f"twin: wanted two samples that name each other, but sample {index} names {int(twin[index])} and "
+            f"sample {int(twin[index])} names {int(back[index])}"
+        )
+    first = own[paired & (own < twin)]
+    return torch.stack([first, twin[first]], 1), own[~paired]

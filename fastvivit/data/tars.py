@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fastvivit.data.container import IMAGE_SUFFIXES, SUFFIXES
-from fastvivit.data.manifest import Entry, entry_of
+from fastvivit.data.entries import Entries, EntryRows
 from fastvivit.data.members import index_tar
 
 _VIDEOS = tuple(suffix.lstrip(".") for suffix in SUFFIXES)
@@ -25,7 +25,7 @@ def are_tars(source: str | os.PathLike[str]) -> bool:
     return os.fspath(source).endswith(_ENDS) or Path(source).is_dir()
 
 
-def read_tars(source: str | os.PathLike[str]) -> list[Entry]:
+def read_tars(source: str | os.PathLike[str]) -> Entries:
     """The samples of WebDataset shards as the entries of a manifest.
 
     Naming and grouping are the ``webdataset`` library's: a name up to its first dot is the key, members in a row with
@@ -50,7 +50,7 @@ def read_tars(source: str | os.PathLike[str]) -> list[Entry]:
         ValueError: no tar there, one that is compressed, damaged or cut off, or a bad sample: tar and key are named.
         ImportError: webdataset is not installed.
     """
-    entries: list[Entry] = []
+    rows = EntryRows()
     videoless = captionless = 0
     for tar in _expand(source):
         for sample in _samples(tar):
@@ -62,18 +62,18 @@ def read_tars(source: str | os.PathLike[str]) -> list[Entry]:
                 captionless += 1
                 continue
             try:
-                entries.append(entry_of(row, tar))
+                rows.add(row, tar)
             except ValueError as error:
                 raise ValueError(f"{tar}: sample {sample['__key__']!r}: {error}") from None
     passed = f"{videoless} without a video or image and {captionless} without a caption"
-    if not entries:
+    if not rows:
         raise ValueError(
             f"{source}: wanted at least one sample of a video and a caption, found {passed}; members of a sample lie "
             "next to each other (tar --sort=name)"
         )
     if videoless or captionless:
         _log.warning("%s: passed over samples: %s", source, passed)
-    return entries
+    return rows.entries()
 
 
 def import_webdataset() -> ModuleType:

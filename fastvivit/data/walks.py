@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fastvivit.data.digits import MOTIONS, SPLITS, WORDS, DigitsConfig, Half, draw_motion
-from fastvivit.data.manifest import Entry, write_manifest
+from fastvivit.data.entry import Entry
+from fastvivit.data.manifest import write_manifest
 from fastvivit.data.writer import write_clip
 
 MOVES = 4

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastvivit.data import Entry, VideoError, read_manifest, sample_seed
+from fastvivit.data import Entries, Entry, VideoError, sample_seed
 from fastvivit.data.dataset import read_entry
+from fastvivit.data.manifest import entries_of as read_entries
 from fastvivit.data.video import check_clip
 
 Manifest = str | os.PathLike[str] | Sequence[Entry]
@@ -86,12 +87,12 @@ class Clip:
         return [(max(0.0, start), end) for start, end in given if end > max(0.0, start) and start < length] or None
 
 
-def entries_of(manifest: Manifest) -> list[Entry]:
+def entries_of(manifest: Manifest) -> Sequence[Entry]:
     """The entries of a manifest, given as its path or as they are. Raises ``ValueError`` where there are none."""
-    entries = read_manifest(manifest) if isinstance(manifest, str | os.PathLike) else list(manifest)
+    entries = read_entries(manifest)
     if not entries:
         raise ValueError("manifest: wanted at least one entry, got none")
-    if other := [entry for entry in entries if not isinstance(entry, Entry)]:
+    if not isinstance(entries, Entries) and (other := [one for one in entries if not isinstance(one, Entry)]):
         raise ValueError(f"manifest: wanted a path or entries, got a {type(other[0]).__name__} among them")
     return entries
 

@@ -11,7 +11,7 @@ import torch
 from fastvivit import metrics
 from fastvivit.caption import VideoCaptioner, Vision
 from fastvivit.data import ClipDataset
-from fastvivit.data.manifest import clips_of
+from fastvivit.data.groups import clips_of
 from fastvivit.train.evaluate import heldout_batches
 from fastvivit.train.progress import progress
 from fastvivit.train.step import draw_masks

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fastvivit import metrics
 from fastvivit.data import ClipDataset
-from fastvivit.data.manifest import clips_of, twins_of
+from fastvivit.data.groups import clips_of, twins_of
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.train.ranks import Ranks
 

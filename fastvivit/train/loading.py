@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastvivit.data import EpochSampler, Mix, MixSampler
+from fastvivit.data.groups import has_twins
 from fastvivit.train.stages import Stage
 
 
@@ -19,7 +20,7 @@ def make_sampler(stage: Stage) -> MixSampler:
     """
     config, ranks, samplers = stage.config, stage.ranks, []
     for source, dataset in zip(config.sources, stage.sources, strict=True):
-        pair = config.data.pair_twins and any(entry.twin is not None for entry in dataset.entries)
+        pair = config.data.pair_twins and has_twins(dataset.entries)
         if len(dataset) < source.batch:
             name = "data.sources: wanted a batch of" if config.data.sources else "batch_size: wanted"
             what = "images" if dataset.kind == "image" else "clips"

@@ -156,6 +156,7 @@ def _fit(
             journal.close()
     save_model(out / MODEL, model, ranks)
     if ranks.first:
+        stage.finish(out / MODEL)
         write_report(out, stage, evaluation, list(run.broken.values()), device)
     ranks.meet()  # who goes on finds everything
     return out

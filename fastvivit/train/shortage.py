@@ -103,7 +103,8 @@ def planned_advice(config: TrainConfig, memory: int, gpu: str) -> list[str]:
     from fastvivit.planning import advice
     from fastvivit.planning.devices import names_of
 
-    return advice(config, memory, **{"device": name for name in names_of(gpu)[:1]})
+    known = names_of(gpu)
+    return advice(config, memory, device=known[0]) if known else advice(config, memory)
 
 
 def switches(config: TrainConfig, device: torch.device) -> list[str]:

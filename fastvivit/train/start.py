@@ -93,6 +93,8 @@ def build_dual(
             learn_words(model.text, captions)
         _set_auxiliary(model, config.auxiliary)
     else:
+        if config.text.folder is None and not config.tuning.text:
+            raise ValueError("tuning.text: wanted true for a text tower from scratch, got false")
         # Text first: an encoder is drawn with the same random numbers whichever tower stands beside it.
         text = build_text(config, captions)
         encoder = build_encoder(config.model, config.init, images=images) if start is None else start

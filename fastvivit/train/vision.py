@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -268,15 +269,17 @@ class VisionDataset(ClipDataset):
         self.record_failures(failures)
         self.known = tuple(failures)
         self.store, self.masks = cache.store, masks
-        self._clips = ["" if self._broken[index] else cache.clip(entry) for index, entry in enumerate(entries)]
-        for index, clip in enumerate(self._clips):
+        clips = ["" if self._broken[index] else cache.clip(entry) for index, entry in enumerate(entries)]
+        for index, clip in enumerate(clips):
             if clip and any(f"{clip}-{mask}" not in self.store for mask in range(masks)):
                 raise ValueError(f"entries: wanted clips that build() has made, got {entries[index].video}")
+        # One array, which forked workers share: a list of strings they would copy, touch by touch.
+        self._clips = np.array(clips, "S")
 
     def _read(self, index: int, epoch: int, found: list[Failure]) -> Vision | None:
         if self._broken[index]:
             return None
-        return self.store.get(f"{self._clips[index]}-{self.mask_of(index, epoch)}")
+        return self.store.get(f"{self._clips[index].decode()}-{self.mask_of(index, epoch)}")
 
     def mask_of(self, index: int, epoch: int) -> int:
         """Number of the mask that an entry has in an epoch."""

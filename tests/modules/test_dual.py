@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from torch.nn import functional as nnf
 
 import fastvivit as fv
 import fastvivit.functional as F
+from tests.processes import run_two_ranks
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -198,25 +197,11 @@ for chunk in (None, 2):
         torch.testing.assert_close(p.grad / 2, w.grad[mine])  # DDP averages over the two ranks
     total = loss.detach().clone(); dist.all_reduce(total)
     torch.testing.assert_close(total / 2, F.nce_loss(video, text, 5.0))
-dist.barrier()
-dist.destroy_process_group()
-sys.stdout.write("same"), sys.stdout.flush()
-os._exit(0)  # gloo's threads now and then outlive the interpreter, and abort it
 """
 
 
 def test_negatives_of_other_ranks_count_with_their_gradient(tmp_path):
-    command = [sys.executable, "-c", TWO_RANKS]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    ranks = [subprocess.Popen([*command, str(r), str(tmp_path / "store")], **pipes) for r in (0, 1)]
-    try:
-        for process in ranks:
-            said, errors = process.communicate(timeout=120)
-            assert (process.returncode, said) == (0, b"same"), errors.decode()
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
+    run_two_ranks(TWO_RANKS, tmp_path)
 
 
 def test_unit_vectors_of_images_too():

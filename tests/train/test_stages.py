@@ -12,6 +12,7 @@ from fastvivit.data import DigitsConfig, write_stills
 from fastvivit.data.shards import pack
 from fastvivit.models import ViViTConfig
 from fastvivit.train import SourceConfig, TrainConfig, fit, read_metrics
+from fastvivit.train.checkpoint import latest_checkpoint
 from fastvivit.train.presets import TABLE_4
 from fastvivit.train.stages import make_stage
 from fastvivit.train.start import begin_from_images, tune_encoder
@@ -179,7 +180,9 @@ def test_images_then_image_to_video_then_longer(config, digits, stills, tmp_path
     assert {"eval_t2v_r1", "eval_clips"} <= read_metrics(first)[-1].keys()
     torch.manual_seed(images.seed)
     begun = make_stage(images).build(tmp_path)
-    assert torch.equal(alone.video.embed.weight, begun.video.embed.weight)  # no clip has been seen
+    trained = latest_checkpoint(first)
+    assert torch.equal(fv.load_pretrained(trained).video.embed.weight, begun.video.embed.weight)  # no clip was seen
+    assert torch.equal(alone.video.embed.weight, F.inflate(alone.video.image.weight, 2))  # and yet it encodes clips
     assert not torch.equal(alone.video.image.weight, begun.video.image.weight)
     sources = (
         SourceConfig(path=str(train), batch=6),

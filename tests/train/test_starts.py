@@ -33,9 +33,16 @@ def made(config, tmp_path, change):
     return make
 
 
-def test_nothing_from_scratch_is_frozen(config, tmp_path, change):
-    with pytest.raises(ValueError, match="tuning.method: wanted 'all' for an encoder from scratch, got 'lora'"):
-        fit(change(config, tuning={"method": "lora"}), tmp_path / "run", quiet=True)
+@pytest.mark.parametrize(
+    ("tuning", "words"),
+    [
+        ({"method": "lora"}, "tuning.method: wanted 'all' for an encoder from scratch, got 'lora'"),
+        ({"text": False}, "tuning.text: wanted true for a text tower from scratch, got false"),
+    ],
+)
+def test_nothing_from_scratch_is_frozen(config, tmp_path, change, tuning, words):
+    with pytest.raises(ValueError, match=words):
+        fit(change(config, tuning=tuning), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

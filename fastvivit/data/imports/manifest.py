@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvivit.data.entry import Entry
 from fastvivit.data.imports.annotated import Annotated, Source
 from fastvivit.data.imports.folder import VideoFolder
 from fastvivit.data.imports.registry import DATASETS, Importer
 from fastvivit.data.imports.select import drawn, of_ids, of_split
-from fastvivit.data.manifest import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastvivit.data.manifest import Entry, entry_of
+from fastvivit.data.entry import Entry, entry_of
 from fastvivit.data.rows import rows_of
 
 FILE_FIELDS = ("video", "image", "file", "file_name", "filename", "path", "video_id", "videoid")

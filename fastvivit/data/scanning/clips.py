@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.scanning.result import Broken
 from fastvivit.data.survey import Survey
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.survey import Survey
 
 

@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from fastvivit.data.container import IMAGE_SUFFIXES, SUFFIXES
-from fastvivit.data.manifest import KINDS, Entry, write_manifest
+from fastvivit.data.entry import KINDS, Entry
+from fastvivit.data.manifest import write_manifest
 from fastvivit.data.quarantine import QUARANTINE, Bad, Quarantine, bad_of, write_quarantine
 from fastvivit.data.scanning.captions import match, read_table, text_beside
 from fastvivit.data.scanning.clips import Wanted, misled

@@ -64,8 +64,7 @@ class PackedDataset(ClipDataset):
         look = {"frames": shape[-3] if len(shape) == 3 else 1, "fps": found.fps or 1.0, "size": shape[-2:]}
         super().__init__(found.entries, **look, seed=seed)
         self.layout, self.mask_ratio, self.strategy = found.layout, mask_ratio, strategy
-        # As one array: a list of a million places would be copied into every worker, touch by touch.
-        self._places = np.array([(place.shard, place.row, place.entry) for place in found.places], np.int64)
+        self._places = found.places
         self._reader = ShardReader(found.files, found.layout)
 
     def tubelets(self, index: int, keep: Tensor | None = None) -> Tubelets:

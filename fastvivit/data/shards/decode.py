@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastvivit.data.dataset import read_entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.guarded import GuardedReader
-from fastvivit.data.manifest import Entry
 from fastvivit.data.video import available_cores
 
 Read = Callable[[Entry, int, float, int | tuple[int, int]], Tensor]

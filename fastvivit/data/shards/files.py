@@ -13,14 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastvivit._folders import file_written_whole
-from fastvivit.data.manifest import Entry, read_manifest, write_manifest
+from fastvivit.data.entries import Entries
+from fastvivit.data.entry import Entry
+from fastvivit.data.groups import kinds_of
+from fastvivit.data.manifest import read_manifest, write_manifest
 from fastvivit.data.shards.layout import Layout
 
 VERSION = 1
 INDEX, ENTRIES = "index.json", "entries.jsonl"
 _FORMAT = "fastvivit shards"
-_PLACE = "packed"
+_PLACE, _FIELDS = "packed", ("shard", "row", "entry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +46,6 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a clip is.
-
-    Attributes:
-        shard: which of the shards.
-        row: which of its clips.
-        entry: its place in the manifest that was packed, of which the storage order is made.
-    """
-
-    shard: int
-    row: int
-    entry: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pack:
     """A folder of packed clips.
 
@@ -66,7 +56,8 @@ class Pack:
         source: a hash of the manifest and the settings that were packed.
         shards: the files.
         entries: of the manifest, those that could be read.
-        places: of each entry.
+        places: int64 (clips, 3), of each: which of the shards, which of its clips, and its place in the manifest that
+            was packed, of which the storage order is made.
     """
 
     folder: Path
@@ -74,8 +65,8 @@ class Pack:
     fps: float | None
     source: str
     shards: tuple[Shard, ...]
-    entries: tuple[Entry, ...]
-    places: tuple[Place, ...]
+    entries: Sequence[Entry]
+    places: np.ndarray
 
     @property
     def files(self) -> list[Path]:
@@ -90,10 +81,10 @@ def is_pack(path: Path) -> bool:
 
 def write_pack(pack: Pack) -> None:
     """Write entries, then the index, which makes it a pack; the shards are there already."""
-    placed = [
-        replace(entry, extra=entry.extra | {_PLACE: vars(place)})
+    placed = (
+        replace(entry, extra=entry.extra | {_PLACE: dict(zip(_FIELDS, place.tolist(), strict=True))})
         for entry, place in zip(pack.entries, pack.places, strict=True)
-    ]
+    )
     write_manifest(pack.folder / ENTRIES, placed)
     layout = pack.layout
     write_json(
@@ -146,7 +137,7 @@ def read_pack(folder: Path) -> Pack:
             raise ValueError(f"{found}: wanted {shard.bytes} bytes, got {got}")
     entries, places = _entries(folder / ENTRIES, shards)
     kind = "image" if fps is None else "video"
-    if len(layout.shape) != (2 if fps is None else 3) or any(entry.kind != kind for entry in entries):
+    if len(layout.shape) != (2 if fps is None else 3) or kinds_of(entries) != {kind}:
         raise ValueError(f"{file}: wanted clips, with a shape of three axes and fps, or images with neither, got both")
     return Pack(folder=folder, layout=layout, fps=fps, source=source, shards=shards, entries=entries, places=places)
 
@@ -160,25 +151,22 @@ def _shard(row: dict[str, Any], layout: Layout) -> Shard:
     return shard
 
 
-def _entries(file: Path, shards: Sequence[Shard]) -> tuple[tuple[Entry, ...], tuple[Place, ...]]:
+def _entries(file: Path, shards: Sequence[Shard]) -> tuple[Entries, np.ndarray]:
     """The entries as the manifest had them, and where each is."""
-    entries, places = [], []
-    expected = [(shard, row) for shard, one in enumerate(shards) for row in range(one.clips)]
-    for line, entry in enumerate(read_manifest(file), 1):
-        extra = dict(entry.extra)
-        found = extra.pop(_PLACE, None)
-        try:
-            place = Place(**found)
-        except TypeError:
-            raise ValueError(f"{file}:{line}: {_PLACE!r}: wanted shard, row and entry, got {found!r}") from None
-        at = (place.shard, place.row)
-        if line > len(expected) or at != expected[line - 1] or type(place.entry) is not int or place.entry < 0:
+    entries = read_manifest(file)
+    expected = ((shard, row) for shard, one in enumerate(shards) for row in range(one.clips))
+    count, places = sum(shard.clips for shard in shards), np.empty((len(entries), len(_FIELDS)), np.int64)
+    for line, (row, _) in enumerate(entries.rows(), 1):
+        found = row.get(_PLACE)
+        if not isinstance(found, dict) or found.keys() != set(_FIELDS):
+            raise ValueError(f"{file}:{line}: {_PLACE!r}: wanted shard, row and entry, got {found!r}")
+        place = tuple(found[name] for name in _FIELDS)
+        if place[:2] != next(expected, None) or type(place[2]) is not int or place[2] < 0:
             raise ValueError(f"{file}:{line}: {_PLACE!r}: wanted the next clip of the shards, got {found!r}")
-        entries.append(replace(entry, extra=extra))
-        places.append(place)
-    if len(entries) != len(expected):
-        raise ValueError(f"{file}: wanted {len(expected)} entries as in {INDEX}, got {len(entries)}")
-    return tuple(entries), tuple(places)
+        places[line - 1] = place
+    if len(entries) != count:
+        raise ValueError(f"{file}: wanted {count} entries as in {INDEX}, got {len(entries)}")
+    return entries.without(_PLACE), places
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastvivit._folders import file_written_whole
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.quarantine import QUARANTINE
 from fastvivit.data.shards.files import ENTRIES, INDEX, Shard, read_json, write_json
 from fastvivit.data.shards.layout import Layout

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from fastvivit.data.container import VideoError
 from fastvivit.data.dataset import Failure
-from fastvivit.data.manifest import Entry, check_captioned, read_manifest
+from fastvivit.data.entries import Entries
+from fastvivit.data.entry import Entry
+from fastvivit.data.groups import check_captioned, kinds_of
+from fastvivit.data.manifest import entries_of
 from fastvivit.data.quarantine import QUARANTINE, Quarantine, bad_of, write_quarantine
 from fastvivit.data.shards.decode import Read, decoding
-from fastvivit.data.shards.files import Pack, Place, is_pack, read_pack, write_pack
+from fastvivit.data.shards.files import Pack, is_pack, read_pack, write_pack
 from fastvivit.data.shards.job import Part, Written, clean, finished, parts_of, source_hash, working, write_part
 from fastvivit.data.shards.layout import Layout, layout_of, storage_order
 from fastvivit.data.video import check_clip
@@ -87,10 +90,10 @@ def pack(
     check_clip(frames, fps, size, 0.0, None, None)
     if shard_size < 1 or workers < 1:
         raise ValueError(f"shard_size, workers: wanted at least 1 each, got {shard_size} and {workers}")
-    entries = read_manifest(source) if isinstance(source, str | os.PathLike) else list(source)
+    entries = entries_of(source)
     if not entries:
         raise ValueError("source: wanted at least one entry, got none")
-    if len({entry.kind for entry in entries}) > 1:
+    if len(kinds_of(entries)) > 1:
         raise ValueError("source: wanted clips or images, got both; pack them into two folders")
     check_captioned(entries)
     folder, still = Path(out), entries[0].kind == "image"
@@ -217,19 +220,16 @@ def _pack(
             f"source: wanted at least one readable video, all {len(entries)} entries are broken, for example "
             f"{entries[place].video}: {reason}"
         )
-    places = [
-        Place(shard=shard, row=row, entry=entry)
-        for shard, one in enumerate(full)
-        for row, entry in enumerate(one.entries)
-    ]
+    order = [entry for one in full for entry in one.entries]
+    places = [(shard, row) for shard, one in enumerate(full) for row in range(len(one.entries))]
     return Pack(
         folder=folder,
         layout=layout,
         fps=fps,
         source=digest,
         shards=tuple(one.shard for one in full),
-        entries=tuple(entries[place.entry] for place in places),
-        places=tuple(places),
+        entries=entries.take(order) if isinstance(entries, Entries) else [entries[place] for place in order],
+        places=np.column_stack([np.array(places, np.int64), np.array(order, np.int64)]),
     )
 
 
@@ -246,11 +246,11 @@ def _quarantine(folder: Path, entries: Sequence[Entry], written: Sequence[Writte
 
 
 def _result(made: Pack, entries: Sequence[Entry]) -> PackResult:
-    reasons, packed = Quarantine(made.folder / QUARANTINE), {place.entry for place in made.places}
+    reasons, left_out = Quarantine(made.folder / QUARANTINE), np.ones(len(entries), bool)
+    left_out[made.places[:, 2]] = False
     failures = [
         Failure(place, str(entry.video), reasons.reason(entry) or f"no longer in {QUARANTINE}")
-        for place, entry in enumerate(entries)
-        if place not in packed
+        for place, entry in ((place, entries[place]) for place in np.flatnonzero(left_out).tolist())
     ]
     total = sum(shard.bytes for shard in made.shards)
     return PackResult(folder=made.folder, clips=len(made.entries), bytes=total, failures=tuple(failures))

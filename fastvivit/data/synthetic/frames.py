@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastvivit.data.container import VideoError
+from fastvivit.data.entry import Entry
 from fastvivit.data.images import read_image
-from fastvivit.data.manifest import Entry
 from fastvivit.data.members import file_stamp
 from fastvivit.data.synthetic.ledger import Ledger, key_of
 from fastvivit.data.synthetic.result import Dropped, NewTexts, callable_name, read_source, video_of, with_text

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastvivit.data.manifest import Entry, read_manifest
+from fastvivit.data.entry import Entry
+from fastvivit.data.manifest import read_manifest
 
 SOURCE = "text_source"  # the field of ``Entry.extra``
 

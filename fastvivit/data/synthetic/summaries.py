@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.synthetic.ledger import Ledger, key_of
 from fastvivit.data.synthetic.result import Dropped, NewTexts, callable_name, read_source, video_of, with_text
 from fastvivit.data.synthetic.speech import clean_transcript, repetition, words_of

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastvivit.data import ClipDataset
 from fastvivit.data.dataset import Failure
+from fastvivit.data.groups import captions_of
 from fastvivit.models import ViViTConfig
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.page import Page
@@ -30,8 +31,8 @@ class Stage(ABC):
     """One run's own part: data, model, loss, scores and report. ``fit`` has the loop, checkpoints and the journal.
 
     ``fit`` calls, in this order: the constructor, ``build``, ``prepare``, then ``backward`` for every batch and
-    ``evaluate`` now and then, ``report`` at the end. A mistake of the user's is best found before ``prepare``, which
-    is the first that may write.
+    ``evaluate`` now and then, ``finish`` and ``report`` at the end. A mistake of the user's is best found before
+    ``prepare``, which is the first that may write.
 
     Args:
         config: the run.
@@ -67,7 +68,7 @@ class Stage(ABC):
     @property
     def captions(self) -> list[str]:
         """Every caption of the training samples."""
-        return [caption for dataset in self.sources for entry in dataset.entries for caption in entry.captions]
+        return [caption for dataset in self.sources for caption in captions_of(dataset.entries)]
 
     @abstractmethod
     def build(self, run: Path) -> nn.Module:
@@ -111,6 +112,10 @@ class Stage(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, *, last: bool) -> Scored | None:
         """Scores on the held-out clips, or None where there are none; ``last`` at the end of the run."""
+
+    @abstractmethod
+    def finish(self, folder: Path) -> None:
+        """Make the saved model fit for use, where a stage trains a part of it alone; rank 0 calls this at the end."""
 
     @abstractmethod
     def report(self, page: Page, evaluation: Any, *, drawable: bool) -> None:

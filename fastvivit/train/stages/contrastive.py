@@ -15,12 +15,13 @@ from fastvivit.contrastive import ContrastivePart, chunked_backward, contrastive
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.tubelets import Tubelets
 from fastvivit.modules.vivit import ViViT
+from fastvivit.pretrained import load_pretrained, save_pretrained
 from fastvivit.train.config import TrainConfig
 from fastvivit.train.evaluate import Evaluation, evaluate
 from fastvivit.train.page import Page
 from fastvivit.train.report import best_matches, score_table
 from fastvivit.train.stages.base import Stage
-from fastvivit.train.start import build_dual, load_dual_start
+from fastvivit.train.start import begin_from_images, build_dual, load_dual_start
 from fastvivit.train.step import draw_masks
 from fastvivit.train.words import unread
 
@@ -151,6 +152,13 @@ class Contrastive(Stage):
             ranks=self.ranks,
             context=lambda: self.autocast(device),
         )
+
+    def finish(self, folder: Path) -> None:
+        """After images alone the path for clips begins as theirs: the model encodes clips, also away from its run."""
+        if self.config.stage == "images":
+            model = load_pretrained(folder)
+            begin_from_images(model.video, "average", 0.0)
+            save_pretrained(model, folder)
 
     def report(self, page: Page, evaluation: Evaluation, *, drawable: bool) -> None:
         """Scores, and the best matches of some captions."""

@@ -131,6 +131,9 @@ class VideoToText(Stage):
                 quiet=self._quiet,
             )
 
+    def finish(self, folder: Path) -> None:
+        """Nothing: what was trained is all there is to train."""
+
     def report(self, page: Page, evaluation: CaptionEvaluation, *, drawable: bool) -> None:
         """Scores, and what was written beside what is true."""
         scores = evaluation.scores

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvivit.data.manifest import Entry
+from fastvivit.data.entry import Entry
 from fastvivit.data.scanning.captions import match, read_table, text_beside
 
 FILES = ["a.mp4", "deep/b.mp4", "deep/c.v2.mp4", "x/same.mp4", "y/same.mp4", "z/same.webm"]
