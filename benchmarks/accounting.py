@@ -10,8 +10,9 @@ from torch._subclasses import FakeTensorMode
 
 from fastvivit import ViViT
 from fastvivit.models import ViViTConfig
-from fastvivit.planning.fakes import attended, attention_flops, fill, kept_tokens, widen_norms
+from fastvivit.planning.fakes import attended, attention_flops, fill, widen_norms
 from fastvivit.planning.ledger import Ledger, saved_storages
+from fastvivit.planning.parts import kept_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def account(
             forward = ledger.flops
             loss.backward()
     return Account(
-        tokens=kept_tokens(config, mask_ratio),
+        tokens=kept_tokens(config.views, mask_ratio),
         parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         clip_bytes=video.numel(),

@@ -29,8 +29,9 @@ from fastvivit.planning.devices import BY_NAME, names_of, peak_flops
 from fastvivit.planning.fakes import widen_norms
 from fastvivit.planning.ledger import Ledger
 from fastvivit.planning.memory import memory_of
+from fastvivit.planning.parts import Part
 from fastvivit.planning.seconds import model_flops, seconds_of
-from fastvivit.planning.simulate import DIM
+from fastvivit.planning.simulate import DIM, encoder_config
 from fastvivit.planning.sizes import show_bytes, show_seconds
 from fastvivit.planning.step import Step
 from fastvivit.planning.texts import TEXTS, PlannedText, TextSize
@@ -41,6 +42,9 @@ from .sweep_measure import memory_bytes
 
 TINY = {"size": 64, "width": 64, "depth": 6, "heads": 4, "ff": 256, "tubelet": (2, 8, 8)}
 TINY_TEXT = TextSize(width=64, depth=4, heads=4, ff=256, vocabulary=100, tokens=12)
+
+# Of stage image_to_video: clips beside images, each under its own mask.
+MIXED = (Part(batch=48, mask_ratio=0.75), Part(batch=48, mask_ratio=0.5, images=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,13 @@ SETTINGS = (
         frames=128,
         step={"batch": 4, "mask_ratio": 0.75, "tuning": "adapters"},
     ),
+    Setting(name="ViT-B, 16 frames beside images", model="base", frames=16, step={"batch": 96, "parts": MIXED}),
+    Setting(
+        name="ViT-B, 16 frames beside images, in chunks",
+        model="base",
+        frames=16,
+        step={"batch": 96, "parts": MIXED, "chunk": 8, "batch_on": "host"},
+    ),
 )
 
 
@@ -100,8 +111,8 @@ def step_of(setting: Setting, *, quick: bool) -> Step:
     make = {"base": fv.ViViTConfig.base, "large": fv.ViViTConfig.large}[setting.model]
     text = TEXTS["bert-base" if setting.model == "large" else "bert-medium"]
     if not quick:
-        return Step(config=make(frames=setting.frames, images=False), text=text, **setting.step)
-    config = make(frames=max(8, setting.frames // 16), images=False, **TINY)
+        return Step(config=make(frames=setting.frames), text=text, **setting.step)
+    config = make(frames=max(8, setting.frames // 16), **TINY)
     # Nothing moves between a CPU's memory and itself.
     here = {"offload": False, "precision": "float32", "batch_on": "device"}
     return Step(config=config, text=TINY_TEXT, **(setting.step | here))
@@ -111,22 +122,17 @@ def real_step(step: Step, device: str) -> tuple[nn.Module, list[torch.Tensor], C
     """The model, tensors that are there before a step, and the step: as a training loop takes it."""
     torch.manual_seed(0)
     with torch.device(device):
-        encoder = fv.ViViT(step.config)
+        encoder = fv.ViViT(encoder_config(step))
         if step.method == "last":
-            tune.last_layers(encoder, step.number)
+            tune.last_layers(encoder, step.number, images=step.trains_images)
         elif step.method == "adapters":
-            tune.add_adapters(encoder, step.number)
+            tune.add_adapters(encoder, step.number, images=step.trains_images)
         model = fv.VideoTextModel(encoder, PlannedText(step.text), DIM).train()
     if step.checkpointing != "none":
         model.set_grad_checkpointing(True, step.checkpointing, offload=step.offload)
     if step.precision == "bfloat16" and device == "cpu":
         widen_norms(model)
-    host = step.batch_on == "host" and device != "cpu"
-    shape = (step.batch, 3, step.config.frames, *step.config.size)
-    video = torch.randint(256, shape, dtype=torch.uint8)
-    video = video.pin_memory() if host else video.to(device)
-    keep = draw_keep(step.batch, step.config.views, step.mask_ratio).to(device) if step.mask_ratio else None
-    part = ContrastivePart(video, ["a caption"] * step.batch, keep=keep)
+    parts = [_part_of(one, device) for one in step.each]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
@@ -135,15 +141,25 @@ def real_step(step: Step, device: str) -> tuple[nn.Module, list[torch.Tensor], C
         half = step.precision == "bfloat16"
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
             if step.chunked:
-                chunked_backward(model, [part], chunk=step.chunk, prefix=step.prefix)
+                chunked_backward(model, parts, chunk=[one.chunk for one in step.each], prefix=step.prefix)
             else:
-                loss = contrastive_losses(model, [part])["loss"]
+                loss = contrastive_losses(model, parts)["loss"]
         if not step.chunked:
             loss.backward()
         nn.utils.clip_grad_norm_(trained, 2.0)
         optimiser.step()
 
-    return model, [*model.parameters(), video, *([] if keep is None else [keep.ids])], run
+    ids = [part.keep.ids for part in parts if part.keep is not None]
+    return model, [*model.parameters(), *(part.video for part in parts), *ids], run
+
+
+def _part_of(one: Step, device: str) -> ContrastivePart:
+    """What comes from one source: pixels where the step has them, and masks."""
+    shape = one.config.size if one.images else (one.config.frames, *one.config.size)
+    video = torch.randint(256, (one.batch, 3, *shape), dtype=torch.uint8)
+    video = video.pin_memory() if one.batch_on == "host" and device != "cpu" else video.to(device)
+    keep = draw_keep(one.batch, one.views, one.mask_ratio).to(device) if one.mask_ratio else None
+    return ContrastivePart(video, ["a caption"] * one.batch, keep=keep)
 
 
 def measured(step: Step, device: str) -> dict[str, object]:

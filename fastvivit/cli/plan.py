@@ -26,7 +26,7 @@ class PlanOptions:
     """Predict memory and time of a contrastive training step, the largest batch that fits, and what to turn.
 
     Of a training config, or of a model with the options below; an option that is given goes before the config's
-    field. Nothing runs on a device; time is a roofline with assumed efficiencies.
+    field, for every part of a mixed batch. Nothing runs on a device; time is a roofline with assumed efficiencies.
 
     Attributes:
         config: a training config; docs: fastvivit.train.TrainConfig.
@@ -36,7 +36,7 @@ class PlanOptions:
         size: of a frame in pixels.
         mask: share of the tokens that are dropped, such as 0.75.
         tuning: all, last_4, adapters, lora, temporal; a number after _ is blocks, width or rank.
-        batch: clips a step.
+        batch: clips a step; parts of a mixed batch keep their shares.
         chunk: clips a pass; 0 is the whole batch.
         prefix: where frozen blocks' outputs wait.
         checkpointing: what blocks keep for the backward.

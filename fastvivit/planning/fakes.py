@@ -13,7 +13,7 @@ import fastvivit.functional as F
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.recompute import remade
 from fastvivit.modules.vivit import GROUPS, ViViT
-from fastvivit.tokens import Grouping, Tokens
+from fastvivit.tokens import Grouping, Tokens, Views
 
 
 def widen_norms(model: nn.Module) -> None:
@@ -49,23 +49,27 @@ def fill(model: nn.Module, device: str) -> None:
             setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
 
 
-def kept_tokens(config: ViViTConfig, mask_ratio: float) -> int:
-    """Tokens that a clip keeps; each tube is masked at the ratio."""
-    sizes = [prod(grid) for grid in config.views]
-    return sum(size - int(size * mask_ratio) for size in sizes)
+def attended(
+    config: ViViTConfig, mask_ratio: float, clips: int, views: Views | None = None
+) -> dict[tuple[int, int], int]:
+    """Sums of squared lengths of the groupings that attention runs in, by (sequences, longest): one seeded draw.
 
-
-def attended(config: ViViTConfig, mask_ratio: float, clips: int) -> dict[tuple[int, int], int]:
-    """Sums of squared lengths of the groupings that attention runs in, by (sequences, longest): one seeded draw."""
+    Args:
+        config: of the encoder.
+        mask_ratio: share of the tokens that are dropped.
+        clips: how many.
+        views: their grids; None is the config's.
+    """
     generator = torch.Generator().manual_seed(0)
     parts, start = [], 0
-    for grid in config.views:
+    views = config.views if views is None else views
+    for grid in views:
         size = prod(grid)
         parts.append(F.random_keep(clips, size, mask_ratio, generator=generator) + start)
         start += size
     ids = torch.cat(parts, 1)
     cls = GROUPS[config.attention] if config.class_token else None
-    tokens = Tokens([config.views] * clips, [ids.shape[1]] * clips, ids.reshape(-1), ids.device, cls=cls)
+    tokens = Tokens([views] * clips, [ids.shape[1]] * clips, ids.reshape(-1), ids.device, cls=cls)
     groups = [tokens.grouping(GROUPS[config.attention])]
     if config.attention == "factorised":
         groups.append(tokens.by_place)

@@ -9,6 +9,8 @@ from fastvivit.data.shards import is_pack
 from fastvivit.models import ViViTConfig
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.vivit import ViViT
+from fastvivit.planning.kinds import kind_of
+from fastvivit.planning.parts import Part
 from fastvivit.planning.texts import TEXTS, TextSize
 from fastvivit.train.config import TrainConfig
 
@@ -16,10 +18,12 @@ _METHODS = {"all": "all", "temporal": "temporal", "last_layers": "last", "adapte
 CAPTIONING = ("video_to_text", "finetune")
 
 
-def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None) -> dict[str, Any]:
-    """Fields of ``Step``, ``config`` among them, for a contrastive run.
+def settings_of(
+    config: TrainConfig, model: ViViT | VideoTextModel | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fields of ``Step``, ``config`` among them, for a contrastive run, and what is to be said of them.
 
-    All of a mixed batch is planned for as clips under the first source's mask, and an auxiliary head not at all.
+    Each of several sources is a part. An auxiliary head is not planned for.
 
     Args:
         config: the run.
@@ -43,9 +47,12 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         text = _of_transformers(AutoConfig.from_pretrained(Path(config.text.folder), local_files_only=True), config)
     else:
         text = _from_scratch(config)
-    return {
+    parts, notes = _parts(config)
+    if config.auxiliary.kind != "none":
+        notes.append(f"the auxiliary head ({config.auxiliary.kind}) is not in these figures")
+    alone = {name: getattr(parts[0], name) for name in ("mask_ratio", "images", "pixels")}
+    settings = {
         "config": encoder,
-        "mask_ratio": config.masks[0].ratio,
         "tuning": _tuning(config, encoder),
         "batch": config.batch_size,
         "chunk": config.memory.chunk,
@@ -56,11 +63,22 @@ def settings_of(config: TrainConfig, model: ViViT | VideoTextModel | None = None
         "precision": "float32" if config.run.precision == "float32" else "bfloat16",
         "text": text,
         "tune_text": config.tuning.text,
-        "images": config.stage == "images",
-        "pixels": "tubelets" if all(is_pack(Path(source.path)) for source in config.sources) else "clips",
         # A run in chunks takes each from pinned memory when it is its turn.
         "batch_on": "host",
     }
+    return settings | (alone if len(parts) == 1 else {"parts": tuple(parts)}), tuple(notes)
+
+
+def _parts(config: TrainConfig) -> tuple[list[Part], list[str]]:
+    """A part for each source, and which of them nobody could look at."""
+    parts, notes = [], []
+    for source, mask in zip(config.sources, config.masks, strict=True):
+        kind = "image" if config.stage == "images" else kind_of(source.path)
+        if kind is None:
+            notes.append(f"nothing to read in {source.path} yet: planned for as clips")
+        pixels = "tubelets" if is_pack(Path(source.path)) else "clips"
+        parts.append(Part(batch=source.batch, mask_ratio=mask.ratio, images=kind == "image", pixels=pixels))
+    return parts, notes
 
 
 def _encoder(config: TrainConfig, model: ViViT | VideoTextModel | None) -> ViViTConfig:

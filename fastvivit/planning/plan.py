@@ -13,7 +13,7 @@ from fastvivit.planning.memory import Memory, memory_of
 from fastvivit.planning.seconds import Seconds, model_flops, seconds_of
 from fastvivit.planning.simulate import simulate
 from fastvivit.planning.sizes import parse_bytes, show_bytes, show_change
-from fastvivit.planning.step import Step, text_of
+from fastvivit.planning.step import Step, set_each, text_of
 from fastvivit.planning.switches import Switch, largest, needed, remedy, switches, turned_by
 from fastvivit.planning.texts import TextSize
 
@@ -35,12 +35,14 @@ class Plan:
         flops: that a step's mathematics needs; nothing twice.
         parameters: of both encoders.
         trainable: of them.
-        tokens: kept of a clip.
-        largest_batch: most clips a step that fit with the same settings; 0 where one does not.
+        tokens: kept of a clip; of a mixed batch, of each part.
+        largest_batch: most clips a step that fit with the same settings, the shares of a mixed batch too; 0 where one
+            does not.
         largest_chunk: most clips a pass with which the batch fits; 0 where one does not.
         switches: what can be turned, best first.
         remedy: switches that together make it fit; empty where it does, or where nothing helps.
         steps: of the run, for ``days``; None where it was not said.
+        notes: what the plan takes for granted, or leaves out.
     """
 
     step: Step
@@ -52,12 +54,13 @@ class Plan:
     flops: int
     parameters: int
     trainable: int
-    tokens: int
+    tokens: int | tuple[int, ...]
     largest_batch: int
     largest_chunk: int
     switches: tuple[Switch, ...]
     remedy: tuple[Switch, ...]
     steps: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -71,7 +74,7 @@ class Plan:
 
     @property
     def clips_per_second(self) -> float:
-        """Clips a second."""
+        """Clips a second; of a mixed batch, samples."""
         return self.step.batch / self.step_seconds
 
     @property
@@ -132,13 +135,14 @@ def plan(
     needed.
 
     Args:
-        config: an encoder, or a whole training config, whose fields then stand for arguments that are None.
+        config: an encoder, or a whole training config, whose fields then stand for arguments that are None. Of several
+            ``data.sources`` each is a part of the step; a source that is not there yet is planned for as clips.
         frames: of a clip; None is the config's.
         size: of a frame, an int or (H, W); None is the config's.
-        mask_ratio: share of the tokens that are dropped; None is 0.
+        mask_ratio: share of the tokens that are dropped, of every part; None is 0.
         tuning: what of the encoder is trained: "all" (None), "last_<k>" blocks, "adapters" or "adapters_<width>",
             "lora" or "lora_<rank>", "temporal".
-        batch: clips a step; None is 8.
+        batch: clips a step; None is 8. The parts of a mixed one keep their shares.
         chunk: clips a pass, as ``memory.chunk``; 0 or None is the whole batch.
         prefix: "device" (None), "host" or "off": where frozen blocks' outputs wait, as ``memory.prefix``.
         checkpointing: "none" (None), "selective" or "full", as ``memory.checkpointing``.
@@ -167,34 +171,39 @@ def plan(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(config, ViViTConfig):
-        encoder, settings = config, {"text": text_of("bert-medium" if text is None else text)}
+        encoder, notes, settings = config, (), {"text": text_of("bert-medium" if text is None else text)}
     else:
         from fastvivit.planning.from_training import settings_of
 
-        settings = settings_of(config, model)
+        settings, notes = settings_of(config, model)
         encoder = settings.pop("config")
         steps = config.steps if steps is None else steps
         if text is not None:
             settings["text"] = text_of(text)
     changes = {name: value for name, value in (("frames", frames), ("size", size)) if value is not None}
-    step = Step(config=encoder.replace(**changes), **(settings | given))
+    step = Step(config=encoder.replace(**changes), **settings)
+    each = {name: given.pop(name) for name in ("mask_ratio", "images", "pixels") if name in given}
+    step = replace(step, **given, **set_each(step, **each))
     if steps is not None and steps < 1:
         raise ValueError(f"steps: wanted at least 1, got {steps}")
     where = device_named(device)
     memory = where.memory if gpu_memory is None else parse_bytes(gpu_memory)
-    return plan_step(step, where, memory, steps=steps)
+    return plan_step(step, where, memory, steps=steps, notes=notes)
 
 
-def plan_step(step: Step, device: Device, gpu_memory: int, *, steps: int | None = None) -> Plan:
+def plan_step(
+    step: Step, device: Device, gpu_memory: int, *, steps: int | None = None, notes: tuple[str, ...] = ()
+) -> Plan:
     """``plan`` of a step that is made already."""
-    found = simulate(step)
+    found = simulate(step, 0 if step.chunked else None)
 
     def fits(other: Step) -> bool:
         return needed(other, device) <= gpu_memory
 
     # At the largest batch a step in chunks has more than one pass.
     batch = largest(step, "batch", fits)
-    chunk = step.batch if fits(replace(step, chunk=0)) else largest(step, "chunk", fits, step.batch - 1)
+    whole = replace(step, chunk=0)
+    chunk = step.batch if fits(whole) else largest(step, "chunk", fits, whole.narrower)
     return Plan(
         step=step,
         device=device,
@@ -205,12 +214,13 @@ def plan_step(step: Step, device: Device, gpu_memory: int, *, steps: int | None 
         flops=model_flops(step),
         parameters=found.parameters,
         trainable=found.trainable,
-        tokens=found.tokens,
+        tokens=tuple(one.tokens for one in step.each) if step.parts else step.tokens,
         largest_batch=batch,
         largest_chunk=chunk,
         switches=switches(step, device, gpu_memory),
         remedy=remedy(step, device, gpu_memory),
         steps=steps,
+        notes=notes,
     )
 
 

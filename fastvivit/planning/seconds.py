@@ -70,13 +70,26 @@ class Seconds:
 
 def seconds_of(step: Step, device: Device) -> Seconds:
     """The predicted time of ``step``."""
-    found, passes = simulate(step), step.batch / step.passes
-    trace = found.trace.at(step.passes)
-    runs = [(trace, 1.0)]
-    if step.chunked:
-        # All but the last chunk go through the forward twice, but for a prefix that is stored.
-        second = trace.after(f"video {step.first_trained}") if step.stored else trace
-        runs += [(trace.part(backward=False), passes - 1), (second, passes - 1)]
+    found, parts = simulate(step, 0 if step.chunked else None), step.each
+    runs, moved, passes = [], 0.0, 1.0
+    if not step.chunked:
+        trace = found.trace.at(*(one.batch for one in parts))
+        runs.append((trace, 1.0))
+        moved += 2 * _offloaded(trace)
+    else:
+        passes = sum(one.batch / one.passes for one in parts)
+        for index, one in enumerate(parts):
+            trace, times = simulate(step, index).trace.at(one.passes), one.batch / one.passes
+            moved += 2 * times * _offloaded(trace)
+            # All but the last chunk go through the forward twice, but for a prefix that is stored.
+            if index == len(parts) - 1:
+                runs.append((trace, 1.0))
+                times -= 1
+            stored = step.stored and one.ahead
+            second = trace.after(f"video {step.first_trained}") if stored else trace
+            runs += [(trace.part(backward=False), times), (second, times)]
+            if stored and step.prefix == "host":
+                moved += 2 * one.batch * one.rows * one.config.width * ITEM[one.precision]
     kinds = dict.fromkeys((REST, PRODUCTS, EMBEDDING, ATTENTION, ATTENTION_BACKWARD), 0.0)
     launches = 0.0
     for run, times in runs:
@@ -85,13 +98,9 @@ def seconds_of(step: Step, device: Device) -> Seconds:
         for kind in kinds:
             kinds[kind] += times * float(each[ops[:, KIND] == kind].sum())
         launches += times * int((each > 0).sum())
-    moved = 2 * passes * int(trace.ops()[-1, OFFLOADED])
-    if step.chunked:
-        # A pass adds its gradients to those that are there.
-        kinds[REST] += (passes - 1) * 12 * found.trainable / (device.copy * EFFICIENCY["memory"])
-    moved += step.batch * pixel_bytes(step, found)
-    if step.stored and step.prefix == "host":
-        moved += 2 * step.batch * found.rows * step.config.width * ITEM[step.precision]
+    # A pass adds its gradients to those that are there.
+    kinds[REST] += (passes - 1) * 12 * found.trainable / (device.copy * EFFICIENCY["memory"])
+    moved += sum(one.batch * pixel_bytes(one) for one in parts)
     # Read the gradient for its norm, scale it; read weight, gradient and moments, write weight and moments.
     states = {"float32": 28, "8bit": 16}[step.states]
     return Seconds(
@@ -103,6 +112,11 @@ def seconds_of(step: Step, device: Device) -> Seconds:
         transfers=moved / (device.link * EFFICIENCY["link"]),
         host=LAUNCH * launches,
     )
+
+
+def _offloaded(trace: Trace) -> int:
+    """Bytes that a pass sends to the host."""
+    return int(trace.ops()[-1, OFFLOADED])
 
 
 def op_seconds(ops: Tensor, step: Step, device: Device) -> Tensor:
@@ -123,7 +137,7 @@ def op_seconds(ops: Tensor, step: Step, device: Device) -> Tensor:
 def model_flops(step: Step) -> int:
     """FLOPs that a step's mathematics needs, forward and backward: nothing computed twice."""
     plain = replace(step, checkpointing="none", offload=False, chunk=0)
-    return int(_flops(simulate(plain).trace.at(step.batch)))
+    return int(_flops(simulate(plain).trace.at(*(one.batch for one in step.each))))
 
 
 def _flops(trace: Trace) -> int:

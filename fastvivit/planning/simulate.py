@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,20 +15,12 @@ from fastvivit.models import ViViTConfig
 from fastvivit.modules.clips import Kept
 from fastvivit.modules.dual import VideoTextModel
 from fastvivit.modules.offload import HostOffload, Lane
-from fastvivit.modules.vivit import GROUPS, ViViT
-from fastvivit.planning.fakes import attended, attention_flops, fill, kept_tokens, widen_norms
+from fastvivit.modules.vivit import ViViT
+from fastvivit.planning.fakes import attended, attention_flops, fill, widen_norms
+from fastvivit.planning.parts import kept_tokens
 from fastvivit.planning.step import Step
 from fastvivit.planning.texts import PlannedText
 from fastvivit.planning.trace import AffineTrace, Recorder, Trace
-
-# Blocks that are run of a stack of more: its first may differ from those after it, of which two show what one adds.
-_RUN = 3
-
-
-def _run_of(step: Step) -> int:
-    # A block's input is packed for the host before the block begins, as the last op of the one before it.
-    return _RUN + step.offload
-
 
 DIM = 512
 
@@ -41,76 +33,67 @@ class Simulated:
         trace: one pass of a step: forward, loss and backward, on a model without gradients.
         parameters: of both encoders.
         trainable: of them.
-        tokens: kept of a clip.
-        rows: of a clip, its CLS tokens too.
     """
 
     trace: AffineTrace
     parameters: int
     trainable: int
-    tokens: int
-    rows: int
 
 
-def simulate(step: Step) -> Simulated:
-    """Run ``step`` on two clips and on three; where its batch and chunk are, and other copies of it, do not matter."""
-    same = {"batch": 1, "chunk": 0, "prefix": "device", "states": "float32", "pixels": "clips", "batch_on": "device"}
-    return _simulate(replace(step, **same))
+def simulate(step: Step, only: int | None = None) -> Simulated:
+    """Run ``step`` on two clips and on three; where its batch and chunk are, and other copies of it, do not matter.
+
+    Args:
+        step: the step.
+        only: which part of a mixed batch goes through, as in a step in chunks; None takes all in one pass.
+    """
+    parts = tuple(replace(part, batch=1, pixels="clips") for part in step.parts)
+    same = {"batch": max(len(parts), 1), "chunk": 0, "prefix": "device", "states": "float32", "batch_on": "device"}
+    return _simulate(replace(step, **same, pixels="clips", parts=parts), only if parts else None)
 
 
-@lru_cache(maxsize=64)
-def _simulate(step: Step) -> Simulated:
-    config, frozen, trained = _reduced(step)
+@lru_cache(maxsize=128)
+def _simulate(step: Step, only: int | None) -> Simulated:
+    taken = step.each if only is None else step.each[only : only + 1]
+    frozen, trained = step.first_trained, min(step.config.depth - step.frozen, step.run)
+    config = encoder_config(step).replace(depth=frozen + trained)
     traces = []
-    for clips in (2, 3):
-        trace, model = _run(step, config, clips)
-        traces.append(_whole(trace, step, frozen, trained))
+    for more in (None, *range(len(taken))):
+        trace, model = _run(step, config, [(one, 3 if i == more else 2) for i, one in enumerate(taken)])
+        traces.append(_whole(trace, taken, frozen, trained))
     counts = _counts(model, step, frozen, trained)
-    whole = encoder_config(step)
-    tokens = kept_tokens(whole, step.mask_ratio)
-    heads = {"clip": 1, "frame": whole.views[0][0], "view": len(whole.views)}[GROUPS[whole.attention]]
-    return Simulated(
-        trace=AffineTrace(*traces),
-        parameters=counts[0],
-        trainable=counts[1],
-        tokens=tokens,
-        rows=tokens + heads * whole.class_token,
-    )
+    return Simulated(trace=AffineTrace(traces[0], tuple(traces[1:])), parameters=counts[0], trainable=counts[1])
 
 
 def encoder_config(step: Step) -> ViViTConfig:
-    """The encoder that a step goes through."""
-    # As ``fit`` builds it: an encoder of clips has no path for images. Images are clips of one time slot.
-    if not step.images:
-        return step.config.replace(images=False)
-    return step.config.replace(frames=step.config.tubelet[0])
+    """The encoder that a step goes through: as ``fit`` builds it, one of clips has no path for images."""
+    return step.config.replace(images=step.trains_images)
 
 
-def _reduced(step: Step) -> tuple[ViViTConfig, int, int]:
-    """The encoder with as many blocks as are run, and how many of those are frozen and trained."""
-    frozen = min(step.frozen, _RUN)
-    trained = min(step.config.depth - step.frozen, _run_of(step))
-    return encoder_config(step).replace(depth=frozen + trained), frozen, trained
-
-
-def _run(step: Step, config: ViViTConfig, clips: int) -> tuple[Trace, nn.Module]:
-    """A pass on ``clips`` clips: its ops, and the model, on fake tensors."""
+def _run(step: Step, config: ViViTConfig, taken: Sequence[tuple[Step, int]]) -> tuple[Trace, nn.Module]:
+    """A pass on so many clips of the parts: its ops, and the model, on fake tensors."""
     model = _model(step, config)
     half = step.precision == "bfloat16"
-    lengths = attended(config, step.mask_ratio, clips)
+    lengths = {}
+    for one, clips in taken:
+        lengths |= attended(config, one.mask_ratio, clips, one.views)
     with FakeTensorMode():
         fill(model, "cpu")
-        frames = () if step.images else (config.frames,)
-        video = torch.empty(clips, config.channels, *frames, *config.size, dtype=torch.uint8)
-        keep = _kept(config, step.mask_ratio, clips)
-        known = [*model.parameters(), video, *([] if keep is None else [keep.ids])]
+        inputs = [(_pixels(one, clips), _kept(one, clips)) for one, clips in taken]
+        known = [*model.parameters()]
+        for video, keep in inputs:
+            known += [video, *([] if keep is None else [keep.ids])]
         with Recorder(known, attention_flops(config, lengths)) as recorder:
             for encoder in _encoders(model).values():
                 if encoder.offload is not None:
                     encoder.offload = _ToHost(recorder)
             handles = [*_marks(model, recorder), *_gradients(model, recorder)]
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = _loss(model, video, keep, clips)
+                losses = []
+                for index, (video, keep) in enumerate(inputs):
+                    recorder.part = _prefix(index, len(inputs))
+                    losses.append(_loss(model, video, keep))
+                loss = losses[0] if len(losses) == 1 else sum(one / len(losses) for one in losses)
                 recorder.between = True
             recorder.between, recorder.backward = False, True
             recorder.mark("backward")
@@ -120,21 +103,29 @@ def _run(step: Step, config: ViViTConfig, clips: int) -> tuple[Trace, nn.Module]
     return recorder.trace(), model
 
 
+def _prefix(index: int, parts: int) -> str:
+    """What the marks of a part begin with, of several that go through together."""
+    return f"{index} " if parts > 1 else ""
+
+
 def _model(step: Step, config: ViViTConfig) -> nn.Module:
     """Both encoders on "meta", tuned as the step says; the video encoder alone without a text tower."""
+    images = step.trains_images
     with torch.device("meta"):
         video = ViViT(config)
         if step.method == "last":
-            tune.last_layers(video, config.depth - min(step.frozen, _RUN))
+            tune.last_layers(video, config.depth - step.first_trained, images=images)
         elif step.method == "adapters":
-            tune.add_adapters(video, step.number)
+            tune.add_adapters(video, step.number, images=images)
         elif step.method == "lora":
-            tune.add_lora(video, step.number or 64)
+            tune.add_lora(video, step.number or 64, images=images)
         elif step.method == "temporal":
-            tune.temporal_only(video)
+            tune.temporal_only(video, images=images)
+        elif all(one.images for one in step.each):
+            video.embed.requires_grad_(False)
         model: nn.Module = video
         if step.text is not None:
-            text = PlannedText(replace(step.text, depth=min(step.text.depth, _run_of(step))))
+            text = PlannedText(replace(step.text, depth=min(step.text.depth, step.run)))
             model = VideoTextModel(video, text, DIM)
     if step.checkpointing != "none":
         model.set_grad_checkpointing(True, step.checkpointing, offload=step.offload)
@@ -145,17 +136,22 @@ def _model(step: Step, config: ViViTConfig) -> nn.Module:
     return model.train()
 
 
-def _kept(config: ViViTConfig, mask_ratio: float, clips: int) -> Kept | None:
+def _pixels(one: Step, clips: int) -> Tensor:
+    frames = () if one.images else (one.config.frames,)
+    return torch.empty(clips, one.config.channels, *frames, *one.config.size, dtype=torch.uint8)
+
+
+def _kept(one: Step, clips: int) -> Kept | None:
     """Masks as they come into a step, drawn beforehand."""
-    if not mask_ratio:
+    if not one.mask_ratio:
         return None
-    counts = [t * h * w - int(t * h * w * mask_ratio) for t, h, w in config.views]
+    counts = [kept_tokens((grid,), one.mask_ratio) for grid in one.views]
     return Kept(torch.empty(clips, sum(counts), dtype=torch.int64), tuple(counts))
 
 
-def _loss(model: nn.Module, video: Tensor, keep: Kept | None, clips: int) -> Tensor:
+def _loss(model: nn.Module, video: Tensor, keep: Kept | None) -> Tensor:
     if isinstance(model, VideoTextModel):
-        return model.losses(video, [""] * clips, keep=keep)["loss"]
+        return model.losses(video, [""] * len(video), keep=keep)["loss"]
     return model(video, keep=keep).pooled.float().square().mean()
 
 
@@ -195,11 +191,12 @@ def _marks(model: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hooks.R
             def before(_module, _inputs, at=f"{name} {index}") -> None:
                 # In the backward a checkpointed block runs forward again.
                 if not recorder.backward:
-                    recorder.mark(at)
+                    recorder.mark(recorder.part + at)
 
             def after(_module, _inputs, output, at=f"{name} {index}", last=block is encoder.blocks[-1]) -> None:
                 if recorder.backward:
                     return
+                at = recorder.part + at
                 if output.requires_grad:
                     output.register_hook(lambda _grad: recorder.mark(f"{at} backward"))
                 if last:
@@ -210,27 +207,35 @@ def _marks(model: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hooks.R
 
 
 def _gradients(model: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Counts the parameters' gradients as they come."""
+    """Counts the parameters' gradients as they come; those of a second part are added to them."""
+    there = set()
 
     def add(parameter: Tensor) -> None:
-        recorder.gradients += parameter.numel() * parameter.element_size()
+        if id(parameter) not in there:
+            recorder.gradients += parameter.numel() * parameter.element_size()
+            there.add(id(parameter))
 
     for parameter in model.parameters():
         if parameter.requires_grad:
             yield parameter.register_post_accumulate_grad_hook(add)
 
 
-def _whole(trace: Trace, step: Step, frozen: int, trained: int) -> Trace:
+def _whole(trace: Trace, taken: Sequence[Step], frozen: int, trained: int) -> Trace:
     """The pass with as many blocks as the step has."""
-    if step.frozen > frozen:
-        trace = trace.stretched("video 1", "video 2", step.frozen - frozen)
-    trace = _longer(trace, "video", frozen, step.config.depth - step.frozen - trained)
-    if step.text is not None:
-        times = step.text.depth - min(step.text.depth, _run_of(step))
-        if step.tune_text:
-            trace = _longer(trace, "text", 0, times)
-        elif times:
-            trace = trace.stretched("text 1", "text 2", times)
+    for index, one in enumerate(taken):
+        video, text = (_prefix(index, len(taken)) + stack for stack in ("video", "text"))
+        more = one.frozen - frozen
+        if more and one.ahead:
+            trace = trace.stretched(f"{video} 1", f"{video} 2", more)
+        else:
+            trace = _longer(trace, video, 0, more)
+        trace = _longer(trace, video, frozen, one.config.depth - one.frozen - trained)
+        if one.text is not None:
+            times = one.text.depth - min(one.text.depth, one.run)
+            if one.tune_text:
+                trace = _longer(trace, text, 0, times)
+            elif times:
+                trace = trace.stretched(f"{text} 1", f"{text} 2", times)
     return trace
 
 
@@ -246,7 +251,7 @@ def _counts(model: nn.Module, step: Step, frozen: int, trained: int) -> tuple[in
     """Parameters, and those that are trained, with as many blocks as the step has."""
     more = {"video": (step.frozen - frozen, step.config.depth - step.frozen - trained), "text": (0, 0)}
     if step.text is not None:
-        more["text"] = (0, step.text.depth - min(step.text.depth, _run_of(step)))
+        more["text"] = (0, step.text.depth - min(step.text.depth, step.run))
     total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for name, encoder in _encoders(model).items():

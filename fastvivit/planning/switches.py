@@ -9,7 +9,7 @@ from typing import Any
 from fastvivit.planning.devices import Device
 from fastvivit.planning.memory import memory_of
 from fastvivit.planning.seconds import seconds_of
-from fastvivit.planning.step import Step
+from fastvivit.planning.step import Step, set_each
 
 # Beside what PyTorch allocates: the CUDA context with its loaded kernels, and what its allocator holds in pieces too
 # small to use. Assumptions.
@@ -55,12 +55,13 @@ def needed(step: Step, device: Device | None) -> int:
 
 
 def largest(step: Step, name: str, fits: Callable[[Step], bool], most: int = _LARGEST) -> int:
-    """The largest ``name`` ("batch" or "chunk") up to ``most`` with which the step fits; 0 where 1 does not."""
-    low, high = 0, most
+    """The largest ``name`` ("batch" or "chunk") up to ``most`` with which the step fits; 0 where the least does not."""
+    low = least = max(len(step.parts) - 1, 0) if name == "batch" else 0
+    high = most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(replace(step, **{name: middle})) else (low, middle - 1)
-    return low
+    return low if low > least else 0
 
 
 def switches(step: Step, device: Device, memory: int) -> tuple[Switch, ...]:
@@ -119,12 +120,12 @@ def turned_by(step: Step, turned: Iterable[Switch]) -> Step:
 
 def _candidates(step: Step, device: Device, memory: int) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Field, value, what it changes of what is learned, and what changes of the step."""
-    if step.pixels == "clips" and step.mask_ratio:
-        yield "packed shards (fastvivit data pack)", "", "", {"pixels": "tubelets"}
+    if any(one.pixels == "clips" and one.mask_ratio for one in step.each):
+        yield "packed shards (fastvivit data pack)", "", "", set_each(step, pixels="tubelets")
     if step.batch_on == "device" and step.chunked:
         yield "clips from pinned host memory", "", "", {"batch_on": "host"}
-    if step.passes > 1:
-        most = largest(step, "chunk", lambda s: needed(s, device) <= memory, step.passes - 1)
+    if step.narrower:
+        most = largest(step, "chunk", lambda s: needed(s, device) <= memory, step.narrower)
         chunk = 1 << (most.bit_length() - 1) if most else 1
         yield "memory.chunk", str(chunk), "", {"chunk": chunk}
     if step.stored and step.prefix == "device":
@@ -137,7 +138,11 @@ def _candidates(step: Step, device: Device, memory: int) -> Iterator[tuple[str, 
         yield "memory.offload", "true", "", {"offload": True}
     if step.states == "float32":
         yield "optimiser.states", '"8bit"', "rounds the moments", {"states": "8bit"}
-    if step.mask_ratio < _MASK:
+    if not step.parts and step.mask_ratio < _MASK:
         yield "mask.ratio", str(_MASK), _CHANGES, {"mask_ratio": _MASK}
+    clips = [part for part in step.parts if not part.images]
+    if any(part.mask_ratio < _MASK for part in clips):
+        masked = [part if part.images else replace(part, mask_ratio=max(part.mask_ratio, _MASK)) for part in step.parts]
+        yield "mask_ratio of clips", str(_MASK), _CHANGES, {"parts": tuple(masked)}
     if step.method != "last" and step.config.depth > _LAYERS:
         yield "tuning.method", '"last_layers"', _CHANGES, {"tuning": f"last_{_LAYERS}"}

@@ -1,7 +1,8 @@
 """A step as a list of its ops: what is alive after each, what it computes and moves.
 
 Blocks of an encoder are equal, so a step of 24 is one of 4 with the middle ones repeated: a trace is cut where blocks
-begin, and stretched there. And every number is affine in the clips, so two traces give all others.
+begin, and stretched there. And every number is affine in the clips of each part, so a trace more than there are parts
+gives all others.
 """
 
 from __future__ import annotations
@@ -88,21 +89,30 @@ class AffineTrace:
     """The same step on any number of clips.
 
     Args:
-        two: on two clips; with one, tables of its lengths are made by other ops.
-        three: on three; the same ops.
+        two: on two clips of each part; with one, tables of its lengths are made by other ops.
+        three: for each part, on three clips of it and two of the others; the same ops.
     """
 
     two: Trace
-    three: Trace
+    three: tuple[Trace, ...]
 
     def __post_init__(self) -> None:
-        shapes = [[segment.ops.shape for segment in trace.segments] for trace in (self.two, self.three)]
-        assert shapes[0] == shapes[1], "two clips and three went through other ops"
+        shapes = [[segment.ops.shape for segment in trace.segments] for trace in (self.two, *self.three)]
+        assert all(found == shapes[0] for found in shapes), "two clips and three went through other ops"
 
-    def at(self, clips: int) -> Trace:
-        """On ``clips`` clips: exact where every size is affine in them."""
-        pairs = zip(self.two.segments, self.three.segments, strict=True)
-        return Trace(tuple(replace(a, ops=a.ops + (clips - 2) * _no_kind(b.ops - a.ops)) for a, b in pairs))
+    def at(self, *clips: int) -> Trace:
+        """On so many clips of each part: exact where every size is affine in them."""
+        segments = []
+        for base, *others in zip(self.two.segments, *(trace.segments for trace in self.three), strict=True):
+            more = (count - 2 for count in clips)
+            ops = sum((n * _no_kind(o.ops - base.ops) for n, o in zip(more, others, strict=True)), base.ops)
+            segments.append(replace(base, ops=ops))
+        return Trace(tuple(segments))
+
+    def grown(self, *clips: int) -> Tensor:
+        """(n,) bytes alive after each op that grow with the clips."""
+        base = self.two.ops()[:, ALIVE]
+        return sum(n * (trace.ops()[:, ALIVE] - base) for n, trace in zip(clips, self.three, strict=True))
 
 
 def _no_kind(difference: Tensor) -> Tensor:
@@ -117,13 +127,14 @@ class Recorder(Ledger):
         backward: whether the ops that come belong to the backward; for the caller to set.
         gradients: bytes of gradients of parameters that are alive; for the caller to add to.
         offloaded: bytes that have gone to the host; likewise.
+        part: what the marks of the part that goes through begin with; for the caller to set.
         between: whether the forward is over and the backward has not begun; for the caller to set.
     """
 
     def __init__(self, leave_out, formulas) -> None:
         super().__init__(leave_out, formulas)
         self.backward, self.gradients, self.offloaded = False, 0, 0
-        self.between = False
+        self.between, self.part = False, ""
         self._segments: list[tuple[str, bool, list[list[int]]]] = [("start", False, [])]
         self._passing: dict[int, int] = {}
 

@@ -11,11 +11,11 @@ from fastvivit.planning.switches import CONTEXT, needed
 
 
 def test_real_steps_on_a_cpu_take_what_was_planned(tmp_path, capsys):
-    words = ["ViT-L, 256 frames, 75 %", "ViT-L, 256 frames, unmasked", "selective"]
+    words = ["ViT-L, 256 frames, 75 %", "ViT-L, 256 frames, unmasked", "selective", "beside images"]
     assert plan.main(["--quick", "--device", "cpu", "--only", *words, "--save", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert path.name.endswith("_plan.jsonl") and len(rows) == 3
+    assert path.name.endswith("_plan.jsonl") and len(rows) == 5
     for row in rows:
         assert row["kind"] == "plan" and row["ratio"] == pytest.approx(1, rel=0.05)
         assert row["measured_counted"].endswith("on a CPU") and row["measured_seconds"] is None and row["quick"]

@@ -30,6 +30,21 @@ def test_a_config_and_changes_to_it(tmp_path, capsys):
     assert (step["batch"], step["chunk"], step["mask_ratio"], told["steps"]) == (8, 2, 0.5, 10)
 
 
+def test_a_mixed_batch_is_named_part_by_part(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'stage = "image_to_video"\nsteps = 10\nbatch_size = 24\n[schedule]\nwarmup = 1\n[model]\npreset = "tiny"\n'
+        'frames = 4\nsize = 32\ndepth = 2\n[text]\nwidth = 32\nheads = 2\n[[data.sources]]\npath = "clips.jsonl"\n'
+        'batch = 8\n[[data.sources]]\npath = "images.jsonl"\nbatch = 16\nmask_ratio = 0.5\n'
+    )
+    (tmp_path / "images.jsonl").write_text('{"image": "a.png", "caption": "a"}\n')
+    assert main(["plan", str(config)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "8 clips of 4 x 32 x 32, 75% masked: 2 tokens; 16 images of 32 x 32, 50% masked: 2 tokens"
+    assert lines[3] == f"note: nothing to read in {tmp_path / 'clips.jsonl'} yet: planned for as clips"
+    assert any(line.startswith("largest batch in 80.0 GB: ") and " + " in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -133,14 +133,14 @@ def test_of_packed_shards_the_kept_tubelets_alone_are_planned_for(tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / INDEX).touch()
     sources = [{"path": str(tmp_path / name), "batch": 4} for name in ("packed", "clips.jsonl")]
-    for chosen, wanted in ((sources[:1], "tubelets"), (sources[1:], "clips"), (sources, "clips")):
+    for chosen, wanted in ((sources[:1], ["tubelets"]), (sources[1:], ["clips"]), (sources, ["tubelets", "clips"])):
         config = fv.train.TrainConfig.for_stage(
             "image_to_video", data={"sources": chosen}, batch_size=4 * len(chosen), model=CFG.replace(images=False)
         )
         found = fv.plan(config)
-        assert found.step.pixels == wanted
+        assert [one.pixels for one in found.step.each] == wanted
         assert fv.plan(config, pixels="clips").memory.batch >= found.memory.batch
-    assert wanted == "clips" and fv.plan(config, pixels="tubelets").step.pixels == "tubelets"
+    assert {one.pixels for one in fv.plan(config, pixels="tubelets").step.each} == {"tubelets"}
 
 
 def test_a_captioning_run_is_refused():
