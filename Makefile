@@ -19,8 +19,10 @@ demo: $(VENV)/.installed
 demo-caption: $(VENV)/.installed
 	$(BIN)/fastvivit demo --captions --out demo-caption
 
+# A process a core, and one thread in each: most tests are too small for two.
+WORKERS ?= auto
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-all: check compile-report test
 

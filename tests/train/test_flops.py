@@ -66,7 +66,7 @@ def test_what_is_computed_again_does_not_count(deep, change, tmp_path, checkpoin
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_the_last_layers_have_a_backward_alone(deep, change, tmp_path, checkpointing):
     tuning = TuningConfig(method="last_layers", layers=1, text=False)
-    start = fv.save_pretrained(fv.ViViT(deep.model.replace(images=False)), tmp_path / "start")
+    start = fv.save_pretrained(make_stage(deep).build(tmp_path), tmp_path / "start")
     tuned = change(deep, model=None, start=str(start), tuning=tuning, memory={"checkpointing": checkpointing})
     found, captions, model = counted(tuned, tmp_path)
     assert found == 6 * by_hand(8, longest(captions, model), trained=1, embed=False, text=False)
