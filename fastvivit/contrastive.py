@@ -190,6 +190,9 @@ class _Step:
         found: list[list[Encoded]] = [[] for _ in self.parts]
         for chunk, clips in self.passes.staging.ahead(self.chunks, self.passes.clips):
             graph, encoded = chunk is self.chunks[-1], None  # else tokens of two chunks are alive at once
+            if graph:
+                # PyTorch 2.10 keeps casts of weights that were made without a graph, and would use them here.
+                torch.clear_autocast_cache()
             encoded = self.passes.first(chunk, clips, graph=graph)
             del clips
             found[chunk.part].append(Encoded(_wide(encoded.video), _wide(encoded.text), None))

@@ -307,6 +307,16 @@ def test_under_autocast_and_checkpointed():
             assert error < (1e-5 if exact else 0.05), (name, error)
 
 
+def test_casts_of_weights_without_a_graph_are_gone_before_one_is_built(monkeypatch):
+    """PyTorch 2.10 would use those of the first pass in the second, and leave weights without a gradient."""
+    model, events, clear = dual(dtype=torch.float32), [], torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("cleared"), clear()))
+    model.video.register_forward_pre_hook(lambda *_: events.append(torch.is_grad_enabled()))
+    with torch.autocast("cpu", torch.bfloat16):
+        chunked_backward(model, [ContrastivePart(clips(5), captions(5))], chunk=2)
+        assert events == [False, False, "cleared", True, True, True]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: clips stay on the host")
 @pytest.mark.parametrize("prefix", ["device", "host", "off"])
